@@ -1,0 +1,33 @@
+# Every target uses .venv, made on first use, unless a virtual environment is active.
+ifdef VIRTUAL_ENV
+  BIN := $(VIRTUAL_ENV)/bin
+else
+  BIN := .venv/bin
+endif
+PY := $(BIN)/python
+READY := $(BIN)/.frisket-ready
+
+.PHONY: demo test test-all check bench real-shape check-real base clean
+
+$(READY): pyproject.toml constraints.txt
+	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
+	$(PY) -m pip install --quiet --constraint constraints.txt torch
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[sentencepiece,tensorboard]" --group dev
+	touch $@
+
+demo: $(READY)  ## fine-tune the bundled base on the bundled instructions (about three minutes of training on two cores)
+	$(BIN)/frisket train recipes/demo.yaml --out out/demo
+
+test: $(READY)  ## the whole test suite, without network and without outside data
+	$(PY) -m pytest --durations=10
+
+check: $(READY)  ## lint, types, import contract, sizes
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	$(PY) tests/house.py
+
+clean:
+	rm -rf out .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Which weights move: `where` chooses them, `method` says how they move."""

@@ -1,0 +1,116 @@
+"""The contract of every method: a settings model that attaches, and what it returns."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from frisket.adapt.where import Match, Where, resolve
+from frisket.errors import ConfigError
+from frisket.settings import Section, knob
+from frisket.types import Rows
+
+
+class Attached(ABC):
+    """A method put on a model: what moves, and how it is saved, merged and taken off.
+
+    Attributes:
+        packs: whether several samples may share a row (proven by a test for this method).
+        match: what `where` found.
+    """
+
+    packs: bool = True
+    match: Match
+
+    @abstractmethod
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What moves, by dotted name; nothing else enters the optimizer."""
+
+    @abstractmethod
+    def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
+        """Write what moves, taken from ``values`` (the masters), in a format that others read."""
+
+    @abstractmethod
+    def merge(self) -> None:
+        """Fold the change into the base weights, in place and for good."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Take the method off; the base is then bit for bit what it was.
+
+        Raises:
+            UnsupportedError: the method changes the base's own weights.
+        """
+
+    @abstractmethod
+    @contextmanager
+    def switched_off(self) -> Iterator[None]:
+        """The model as it was before attaching, for as long as the context lasts.
+
+        Raises:
+            UnsupportedError: the method changes the base's own weights.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what moves."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters().items()}
+
+    def load(self, values: Mapping[str, Tensor]) -> None:
+        """Copy values in; every name must be there, in its shape."""
+        parameters = self.parameters()
+        if set(parameters) != set(values):
+            missing, extra = sorted(set(parameters) - set(values)), sorted(set(values) - set(parameters))
+            raise ConfigError(f"the saved weights do not fit this method: missing {missing[:3]}, unknown {extra[:3]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(values[name])
+
+    def extra_loss(self, rows: Rows) -> Tensor | None:
+        """A further loss of these rows, summed over tokens; the step divides it by its normaliser."""
+
+    def penalty(self) -> Tensor | None:
+        """A loss of the parameters only; added once a step, not divided."""
+
+    def after_backward(self, micro_batch: int) -> None:
+        """Called after each micro-batch's backward, on local gradients."""
+
+    def before_update(self) -> None:
+        """Called when gradients are reduced and clipped, before the optimizer moves."""
+
+    def after_update(self, step: int) -> None:
+        """Called after the optimizer moved and the modules hold the new values."""
+
+
+class MethodSettings(Section):
+    """What all methods share; each method adds its own knobs, its rate and ``attach``."""
+
+    rate: ClassVar[float]
+    rate_source: ClassVar[str]
+
+    where: Where = knob("all-linear", "which modules: patterns over module paths, or all, all-linear, attention, mlp, norms, ...", was=("target_modules", "lora_target", "lora_target_modules"))
+
+    def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
+        """Put the method on the model; everything that does not move is frozen."""
+        raise NotImplementedError
+
+    def resolve(self, model: nn.Module) -> Match:
+        """Find what `where` names."""
+        return resolve(model, self.where)
+
+
+def freeze(model: nn.Module) -> None:
+    """Stop every parameter from moving."""
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+
+
+@contextmanager
+def seeded(rng: torch.Generator) -> Iterator[None]:
+    """Let code that draws from torch's global generator draw from ``rng`` instead, and leave the global one untouched."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=rng)))
+        yield

@@ -1,0 +1,169 @@
+"""`where`: which modules a method may touch, as patterns over the dotted module paths of the base model.
+
+A pattern is a shell glob (``*.q_proj``) or one of the words below; patterns unite. ``{layers: 4-7}`` in the list
+restricts the others to those layers (alone it means everything in them). A matched module means all its parameters.
+Zero matches is an error that names the nearest module.
+"""
+
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from frisket.errors import ConfigError, UnsupportedError, nearest
+
+Where = str | list[str | dict[str, str | int]]
+
+WORDS = {
+    "all": "every module",
+    "all-linear": "every linear layer but the output head",
+    "attention": "linear layers of the attention blocks",
+    "mlp": "linear layers of the feed-forward blocks",
+    "norms": "normalisation layers",
+    "embeddings": "the input embedding",
+    "head": "the output head",
+}
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
+_ROW_RANGE = re.compile(r"\[(\d*):(\d*)\]$")
+
+
+@dataclass(frozen=True)
+class Match:
+    """What `where` found.
+
+    Attributes:
+        modules: dotted paths of the matched modules, in the model's order.
+        by_pattern: how many parameters each pattern matched.
+    """
+
+    modules: tuple[str, ...]
+    by_pattern: dict[str, int]
+
+    def parameters(self, model: nn.Module) -> list[str]:
+        """Names of all parameters of the matched modules, in the model's order (a tied tensor counts once)."""
+        prefixes = {f"{name}." if name else "" for name in self.modules}
+        return [name for name, _ in model.named_parameters() if any(name.startswith(prefix) for prefix in prefixes)]
+
+    def linears(self, model: nn.Module) -> list[str]:
+        """Dotted paths of the linear layers at or below the matched modules."""
+        inside = [
+            name for name, module in model.named_modules()
+            if is_linear(module) and any(_is_within(name, root) for root in self.modules)
+        ]
+        return inside
+
+
+def is_linear(module: nn.Module) -> bool:
+    """True for layers with a 2-D weight that multiply from the right, Hugging Face's Conv1D included."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
+def resolve(model: nn.Module, where: Where) -> Match:
+    """Find the modules that `where` names.
+
+    Raises:
+        ConfigError: a pattern or a layer range matches nothing.
+        UnsupportedError: a row range ``[a:b]``, which no method can freeze exactly yet.
+    """
+    patterns, layers = _split(where)
+    names = [name for name, _ in model.named_modules()]
+    chosen: dict[str, None] = {}
+    by_pattern: dict[str, int] = {}
+    for pattern in patterns:
+        found = [name for name in _find(model, names, pattern) if layers is None or _layer_of(name) in layers]
+        by_pattern[pattern] = len(Match(tuple(found), {}).parameters(model))
+        if not by_pattern[pattern]:
+            raise ConfigError(_no_match(model, pattern, layers))
+        chosen.update(dict.fromkeys(found))
+    return Match(tuple(name for name in names if name in chosen), by_pattern)
+
+
+def short_names(model: nn.Module, chosen: Sequence[str]) -> list[str]:
+    """The shortest target list that names exactly ``chosen``: leaf names where they are unambiguous, else full paths."""
+    leaves = {name.rpartition(".")[2] for name in chosen}
+    reached = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves}
+    return sorted(leaves) if reached == set(chosen) else list(chosen)
+
+
+def head_name(model: nn.Module) -> str | None:
+    """Dotted path of the output head, or None where the model has none."""
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def _split(where: Where) -> tuple[list[str], set[int] | None]:
+    items = [where] if isinstance(where, str) else list(where)
+    patterns = [item for item in items if isinstance(item, str)]
+    layers: set[int] | None = None
+    for item in items:
+        if not isinstance(item, str):
+            unknown = set(item) - {"layers"}
+            if unknown:
+                raise ConfigError(f"adapt.where: unknown entry {sorted(unknown)[0]!r}; known are patterns and `layers: 4-7`.")
+            layers = (layers or set()) | set(_layer_range(item["layers"]))
+    for pattern in patterns:
+        if _ROW_RANGE.search(pattern):
+            raise UnsupportedError(
+                f"adapt.where = {pattern!r}: row ranges need a method that freezes entries inside a tensor; "
+                "none does in this version.\nName whole modules instead: adapt.where=" + _ROW_RANGE.sub("", pattern)
+            )
+    return patterns or ["all"], layers
+
+
+def _layer_range(text: str | int) -> Iterable[int]:
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", str(text))
+    if not found:
+        raise ConfigError(f"adapt.where: layers = {text!r} is not a range such as 4-7 or a single layer such as 4.")
+    first, last = int(found[1]), int(found[2] or found[1])
+    return range(first, last + 1)
+
+
+def _find(model: nn.Module, names: list[str], pattern: str) -> list[str]:
+    if pattern == "all":
+        return [name for name in names if name and not any(True for _ in model.get_submodule(name).children())]
+    if pattern in ("all-linear", "attention", "mlp"):
+        head = head_name(model)
+        linears = [name for name in names if is_linear(model.get_submodule(name)) and name != head]
+        return linears if pattern == "all-linear" else [name for name in linears if _block_of(name) == pattern]
+    if pattern == "norms":
+        return [name for name in names if "norm" in type(model.get_submodule(name)).__name__.lower()]
+    if pattern == "embeddings":
+        table = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+        return [name for name in names if model.get_submodule(name) is table]
+    if pattern == "head":
+        head = head_name(model)
+        return [head] if head else []
+    return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _block_of(name: str) -> str | None:
+    """``attention`` or ``mlp`` by the conventional names of Hugging Face's blocks."""
+    path = name.lower()
+    if re.search(r"(^|\.)(self_attn|attn|attention|self_attention|linear_attn|mixer)\.", path):
+        return "attention"
+    return "mlp" if re.search(r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|experts)\.", path) else None
+
+
+def _layer_of(name: str) -> int | None:
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _is_within(name: str, root: str) -> bool:
+    return not root or name == root or name.startswith(f"{root}.")
+
+
+def _no_match(model: nn.Module, pattern: str, layers: set[int] | None) -> str:
+    total = sum(1 for _ in model.named_parameters())
+    within = "" if layers is None else f" within layers {min(layers)}-{max(layers)}"
+    leaves = Counter(name.rpartition(".")[2] for name, module in model.named_modules() if name and list(module.parameters()))
+    best = nearest(pattern.rpartition(".")[2] or pattern, [*leaves, *WORDS])
+    hint = ""
+    if best in WORDS:
+        hint = f" Nearest: {best!r} ({WORDS[best]})."
+    elif best:
+        hint = f" Nearest: '*.{best}' ({leaves[best]})."
+    return f"adapt.where = {pattern!r} matched 0 of {total} parameters{within}.{hint} List them: frisket plan --names."

@@ -1,0 +1,1 @@
+"""Which tokens see which: the dense meaning, packing, and backends that equal it."""

@@ -1,0 +1,1 @@
+"""Ways to compute the attention that `attend.reference` defines."""

@@ -1,0 +1,1 @@
+"""The only folder that imports transformers: loading, the attention seam, output heads."""

@@ -1,0 +1,107 @@
+"""The seam: one attention function, registered with transformers under one name, without a mask function.
+
+Transformers then builds no mask at all, and every word given to the backbone travels to our function. The layout of the
+rows must be among them: without it the function raises, because plain causal attention over a packed row is a leak.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from frisket.attend.backends import dense, grouped
+from frisket.attend.backends.matmul import Knobs
+from frisket.errors import CheckError, UnsupportedError
+from frisket.types import Rows
+
+NAME = "frisket"
+OWN = "sdpa"  # what generation and the model's own forward use
+BACKENDS = {"grouped": grouped.prepare, "sdpa": dense.prepare}
+# What models hand to every attention function and what changes nothing here: positions are in the keys already.
+_HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions", "layer_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "position_embeddings"})
+
+
+class Layout(Protocol):
+    """Rows, ready for one backend."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, knobs: Knobs) -> Tensor:
+        """[row, token, head, width] from [row, head, token, width]."""
+        ...
+
+
+def prepare(rows: Rows, backend: str, device: torch.device) -> Layout:
+    """Make the layout of a micro-batch for one backend (``auto`` is ``grouped``)."""
+    return BACKENDS["grouped" if backend == "auto" else backend](rows, device)
+
+
+class CallCount:
+    """How often each layer's attention came through the seam; reset by whoever counts."""
+
+    def __init__(self) -> None:
+        self.calls: dict[int, int] = {}
+        self.layouts: set[int] = set()
+
+
+_COUNT: list[CallCount] = []
+
+
+@contextmanager
+def counted() -> Iterator[CallCount]:
+    """Count the calls of the attention function while the context lasts."""
+    count = CallCount()
+    _COUNT.append(count)
+    try:
+        yield count
+    finally:
+        _COUNT.remove(count)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    is_causal: bool | None = None,
+    rows: Layout | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; the signature is theirs, ``rows`` is ours."""
+    if rows is None:
+        raise CheckError(f"{type(module).__name__} did not pass on the layout of the rows: its attention would run across samples.")
+    unknown = {name for name, value in others.items() if name not in _HARMLESS and value is not None and value is not False}
+    if attention_mask is not None:
+        unknown.add("attention_mask")
+    if unknown:
+        raise UnsupportedError(f"{type(module).__name__} hands {sorted(unknown)} to attention, which frisket does not honour.")
+    if is_causal is False or getattr(module, "is_causal", True) is False:
+        raise UnsupportedError(f"{type(module).__name__} is not causal.")
+    if dropout:
+        raise UnsupportedError("attention dropout is not 0: rows would not equal their samples.")
+    for count in _COUNT:
+        layer = getattr(module, "layer_idx", -1)
+        count.calls[layer] = count.calls.get(layer, 0) + 1
+    knobs = Knobs(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    return rows.attend(query, key, value, knobs), None
+
+
+AttentionInterface.register(NAME, _attention)
+
+
+@contextmanager
+def own_attention(model: PreTrainedModel, name: str = OWN) -> Iterator[None]:
+    """Let the model use one of transformers' own attention functions while the context lasts."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(name)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

@@ -1,0 +1,212 @@
+"""Loading and saving models and tokenizers; every refusal names what is missing."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from frisket import bundled
+from frisket.errors import ConfigError, UnsupportedError
+from frisket.hf.attention import NAME
+from frisket.hf.settings import ModelSettings
+
+COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+_RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "rwkv", "conv", "ssm", "lightning")
+_ATTENTION = ("full_attention", "sliding_attention", "attention", "global", "local", "sliding", "full")
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What a model's layers are, by its own configuration."""
+
+    attention: int
+    recurrent: int
+
+
+def resolve_path(path: str) -> str:
+    """``bundled`` becomes its folder; anything else stays."""
+    return str(bundled.base_path()) if path == "bundled" else path
+
+
+def device_of(name: str) -> torch.device:
+    """The device that ``auto`` means here."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_type(name: str, device: torch.device) -> torch.dtype:
+    """The type of the model's matmuls; ``auto`` is bf16 where the machine multiplies it natively, else fp32.
+
+    Raises:
+        UnsupportedError: fp16, which needs loss scaling.
+    """
+    if name == "fp16":
+        raise UnsupportedError("train.compute = fp16 needs loss scaling, which this version does not have.\nUse train.compute=bf16 or fp32.")
+    if name != "auto":
+        return COMPUTE[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
+
+
+def check_folder(path: str) -> None:
+    """Refuse a local folder that is not a complete model.
+
+    Raises:
+        ConfigError: files are missing, all named.
+    """
+    folder = Path(path)
+    looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.exists() or path.count("/") > 1
+    if not looks_local:
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"model.path = {path!r}: no such folder.\nGive a hub id, a folder, or model.path=bundled.")
+    missing = [] if (folder / "config.json").exists() else ["config.json"]
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing += [name for name in shards if not (folder / name).exists()]
+    elif not (folder / "model.safetensors").exists():
+        pickled = sorted(p.name for p in folder.glob("*.bin"))
+        missing.append("model.safetensors" + (f" (frisket does not read pickled weights: {pickled[0]})" if pickled else ""))
+    if missing:
+        raise ConfigError(f"model.path = {path!r}: the folder is not a complete model; missing: {', '.join(missing)}.")
+
+
+def load_tokenizer(settings: ModelSettings) -> Any:
+    """The tokenizer, with truncation and padding off.
+
+    Raises:
+        ConfigError: it is missing, or has no fast (Rust) implementation.
+    """
+    path = resolve_path(settings.tokenizer or settings.path)
+    try:
+        tokenizer = _tokenizer_class(path).from_pretrained(path, revision=settings.revision, trust_remote_code=settings.remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"model.tokenizer: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigError(f"{path!r}: the tokenizer has no fast (Rust) implementation, so no token can be traced to its characters.")
+    if tokenizer.vocab_size == 0:
+        raise ConfigError(f"{path!r}: the tokenizer that was loaded has an empty vocabulary.")
+    return tokenizer
+
+
+def _tokenizer_class(path: str) -> Any:
+    """AutoTokenizer, but for a folder that holds nothing but a SentencePiece file: there it gives other ids than Llama's."""
+    folder = Path(path)
+    bare = (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists()
+    return transformers.LlamaTokenizer if bare else AutoTokenizer
+
+
+def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The model, on our attention seam, dropout off.
+
+    Raises:
+        ConfigError: it is missing or incomplete.
+        UnsupportedError: it cannot take an attention function.
+    """
+    path = resolve_path(settings.path)
+    check_folder(path)
+    options = {"revision": settings.revision, "trust_remote_code": settings.remote_code}
+    try:
+        config = AutoConfig.from_pretrained(path, **options)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=dtype, attn_implementation=NAME, use_safetensors=True, **options
+        )
+    except (OSError, KeyError, RuntimeError) as error:
+        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+        raise ConfigError(f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}") from error
+    except ValueError as error:
+        raise UnsupportedError(f"model.path = {settings.path!r} is refused: {_first_line(error)}") from error
+    return ready(model.to(device))
+
+
+def ready(model: PreTrainedModel) -> PreTrainedModel:
+    """Put a model on our seam with its dropout at 0."""
+    if model.config._attn_implementation != NAME:
+        model.set_attn_implementation(NAME)
+    return model
+
+
+def switch_off_dropout(model: PreTrainedModel) -> list[str]:
+    """Set every dropout to 0 and return what was not 0 already."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and module.p:
+            found.append(f"{name} {module.p:g}")
+            module.p = 0.0
+        for field in ("attention_dropout", "attn_dropout"):
+            value = module.__dict__.get(field)
+            if isinstance(value, float) and value:
+                found.append(f"{name}.{field} {value:g}")
+                setattr(module, field, 0.0)
+    return found
+
+
+def layers_of(model: PreTrainedModel) -> Layers:
+    """Count attention and recurrent layers.
+
+    Raises:
+        UnsupportedError: a kind of layer whose visibility frisket does not know.
+    """
+    config = model.config.get_text_config()
+    count = config.num_hidden_layers
+    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ["attention"] * count
+    recurrent = sum(1 for kind in kinds if any(word in kind for word in _RECURRENT))
+    strange = sorted({kind for kind in kinds if kind not in _ATTENTION and not any(word in kind for word in _RECURRENT)})
+    if strange:
+        raise UnsupportedError(f"{type(model).__name__} has layers of type {', '.join(strange)}, whose mask frisket does not know.")
+    return Layers(len(kinds) - recurrent, recurrent)
+
+
+def context_length(model_config: Any) -> int | None:
+    """Longest sample the model's configuration allows."""
+    return getattr(model_config.get_text_config(), "max_position_embeddings", None)
+
+
+def load_config(settings: ModelSettings) -> Any:
+    """The model's configuration alone.
+
+    Raises:
+        ConfigError: it is missing.
+    """
+    path = resolve_path(settings.path)
+    check_folder(path)
+    try:
+        return AutoConfig.from_pretrained(path, revision=settings.revision, trust_remote_code=settings.remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"model.path = {settings.path!r} cannot be loaded: {_first_line(error)}") from error
+
+
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Write a plain transformers folder that loads without frisket."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("sdpa")
+    model.to(dtype).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    model.set_attn_implementation(before)
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide what a run computes."""
+    import platform
+
+    import numpy
+    import tokenizers
+
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__, "numpy": numpy.__version__}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]

@@ -1,0 +1,22 @@
+"""The ``model`` section of the recipe."""
+
+from frisket.settings import Section, knob
+
+
+class ModelSettings(Section):
+    """Which model, tokenizer and chat template."""
+
+    path: str = knob(
+        "bundled",
+        "hub id, local folder, or 'bundled' for the small base model that ships with frisket",
+        was=("model_name_or_path", "base_model", "model_name", "model"),
+    )
+    revision: str | None = knob(None, "branch, tag or commit of a hub model")
+    tokenizer: str | None = knob(None, "folder or hub id of the tokenizer, where it is not the model's own")
+    template: str | None = knob(
+        None,
+        "chat template: a file, or 'chatml' or 'plain' (built in); default: the model's own, else 'plain'",
+        was=("chat_template", "chat_template_path", "chat_template_jinja"),
+    )
+    remote_code: bool = knob(False, "run Python code that comes with the model", was=("trust_remote_code",))
+    device: str = knob("auto", "'auto', 'cpu', 'cuda', 'cuda:1', 'mps'")

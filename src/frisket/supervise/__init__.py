@@ -1,0 +1,1 @@
+"""Which tokens teach: policies, predictions, the summed loss."""

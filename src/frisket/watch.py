@@ -1,0 +1,79 @@
+"""What a run tells whoever watches it: lines, progress of long work, one record a step."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimizer step, as it was.
+
+    Attributes:
+        step: 1-based; the same number names checkpoints.
+        total_steps: steps of the run.
+        epoch: passes over the data completed after this step, as a fraction.
+        loss: summed weighted loss over the step's normaliser.
+        weight: the normaliser.
+        rate: learning rate of this step.
+        gradient_norm: before clipping.
+        flat_tokens: tokens of the step's samples.
+        computed_tokens: tokens that went through the model, padding included.
+        supervised_tokens: predictions with weight != 0.
+        seconds: wall time of the step.
+    """
+
+    step: int
+    total_steps: int
+    epoch: float
+    loss: float
+    weight: float
+    rate: float
+    gradient_norm: float
+    flat_tokens: int
+    computed_tokens: int
+    supervised_tokens: int
+    seconds: float
+
+    def mathematics(self) -> dict:
+        """What the mathematics decides: the same on every repetition (``metrics.jsonl``)."""
+        return {name: value for name, value in asdict(self).items() if name not in ("seconds", "total_steps")}
+
+
+class Watcher(Protocol):
+    """Where a run sends what a person should see."""
+
+    def say(self, line: str) -> None:
+        """Show one line."""
+        ...
+
+    def warn(self, line: str) -> None:
+        """Show one line that deserves attention."""
+        ...
+
+    def progress(self, label: str, total: int | None, unit: str) -> AbstractContextManager[Callable[[int], None]]:
+        """Show the progress of long work; the yielded function takes how much was done since its last call."""
+        ...
+
+    def step(self, record: StepRecord) -> None:
+        """Show one optimizer step; the first and the last are known by ``step`` and ``total_steps``."""
+        ...
+
+
+class Silent:
+    """A watcher that shows nothing; what Python callers and ``--json`` use."""
+
+    def say(self, line: str) -> None:
+        """Ignore."""
+
+    def warn(self, line: str) -> None:
+        """Ignore."""
+
+    @contextmanager
+    def progress(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """Ignore."""
+        yield lambda done: None
+
+    def step(self, record: StepRecord) -> None:
+        """Ignore."""

@@ -13,15 +13,34 @@ from frisket.types import Provenance, Sequence
 
 VOCAB = 64
 _SHAPE = {
-    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
 }
 FAMILIES = {
     "llama": {},
     "qwen3": {},
     "mistral": {"sliding_window": 5},
-    "gemma2": {"sliding_window": 6, "query_pre_attn_scalar": 8, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 2.0},
-    "gpt_oss": {"sliding_window": 5, "num_local_experts": 4, "num_experts_per_tok": 2, "layer_types": ["sliding_attention", "full_attention"]},
+    "gemma2": {
+        "sliding_window": 6,
+        "query_pre_attn_scalar": 8,
+        "final_logit_softcapping": 3.0,
+        "attn_logit_softcapping": 2.0,
+    },
+    "gpt_oss": {
+        "sliding_window": 5,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
     "granite": {"logits_scaling": 3.0, "attention_multiplier": 0.3},
     "cohere": {"logit_scale": 0.25},
 }
@@ -69,8 +88,13 @@ def _exact_norms(model: nn.Module) -> None:
 def sample(rng: np.random.Generator, length: int, name: str) -> Sequence:
     """A random sequence, all of it written by the assistant."""
     return Sequence(
-        name, 0, rng.integers(3, VOCAB, length).astype(np.int32), np.full(length, Provenance.ASSISTANT, np.uint8),
-        np.zeros(length, np.int32), np.zeros(length, np.uint32), np.full(length, np.nan),
+        name,
+        0,
+        rng.integers(3, VOCAB, length).astype(np.int32),
+        np.full(length, Provenance.ASSISTANT, np.uint8),
+        np.zeros(length, np.int32),
+        np.zeros(length, np.uint32),
+        np.full(length, np.nan),
     )
 
 

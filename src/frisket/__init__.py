@@ -1,3 +1,28 @@
-"""Fine-tune language models under four explicit masks."""
+"""Fine-tune language models under four explicit masks.
+
+``frisket.Recipe`` says what a run does, ``frisket.make_plan`` what it would cost, ``frisket.finetune`` does it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from frisket.python import finetune, make_plan
+    from frisket.recipe import Recipe, load_recipe
+
+_HOMES = {
+    "Recipe": "frisket.recipe",
+    "load_recipe": "frisket.recipe",
+    "finetune": "frisket.python",
+    "make_plan": "frisket.python",
+}
+__all__ = ["Recipe", "__version__", "finetune", "load_recipe", "make_plan"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded on first use, so that `frisket --help` and `import frisket` cost nothing.
+    if name not in _HOMES:
+        raise AttributeError(f"module 'frisket' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Section(BaseModel):
     """A part of the recipe. Unknown keys are refused; the recipe loader names the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, use_attribute_docstrings=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, use_attribute_docstrings=False
+    )
 
 
 def knob(default: Any, help: str, *, was: tuple[str, ...] = (), **limits: Any) -> Any:

@@ -7,7 +7,8 @@ sequence, ``query``/``key`` the two sides of attention, ``segment`` run of token
 one (position, target, weight), ``vocab``, ``hidden``, ``head``, ``rank`` of a low-rank factor, ``layer``.
 """
 
-from collections.abc import Mapping, Sequence as Seq
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -211,8 +212,8 @@ class MicroBatch:
 class Ledger:
     """Every token of one source, accounted for; two ledgers add with ``+``.
 
-    Counts are tokens, but for ``samples`` (counts of samples under the same names) and ``removed_characters`` (text that
-    the chat template took out, which never became tokens).
+    Counts are tokens, but for ``samples`` (counts of samples under the same names) and ``removed_characters`` (text
+    that the chat template took out, which never became tokens).
 
     The two identities, exact:
         ``read = dropped + truncated + held_out + other_objective + sum(taught) + sum(untaught)``
@@ -261,7 +262,10 @@ class Ledger:
 
     def as_dict(self) -> dict:
         """Plain numbers, for JSON."""
-        return {n: v if isinstance(v, int) else dict(v) for n, v in ((n, getattr(self, n)) for n in self.__dataclass_fields__)}
+        return {
+            n: v if isinstance(v, int) else dict(v)
+            for n, v in ((n, getattr(self, n)) for n in self.__dataclass_fields__)
+        }
 
 
 def _add_counts(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:

@@ -5,14 +5,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.models import FAMILIES, gradients, samples, tiny
 
-from frisket.attend.pack import alone, lay, pack
+from frisket.attend.pack import lay, pack
 from frisket.hf.forward import hidden_states
 from frisket.hf.heads import head_of
 from frisket.supervise.loss import summed_loss
 from frisket.supervise.predictions import predictions
 from frisket.types import Rows
-from tests.models import FAMILIES, gradients, samples, tiny
+
+
+def alone(sequences):
+    return pack(sequences, "alone", 1)
+
 
 LENGTHS = [7, 3, 12, 1, 9, 5, 16, 2]
 
@@ -52,7 +57,12 @@ def test_alone_padded_isolated_and_dense_agree(family):
     sequences = samples(1, LENGTHS)
     pairs = weighted(sequences, 2)
     truth = loss_and_gradients(model, alone(sequences), pairs, backend="sdpa")
-    for arrangement, row_tokens, micro_rows in (("padded", 32, 1), ("isolated", 20, 1), ("isolated", 20, 3), ("isolated", 64, 1)):
+    for arrangement, row_tokens, micro_rows in (
+        ("padded", 32, 1),
+        ("isolated", 20, 1),
+        ("isolated", 20, 3),
+        ("isolated", 64, 1),
+    ):
         batches = pack(sequences, arrangement, row_tokens, micro_rows)
         assert_same(loss_and_gradients(model, batches, pairs), truth)
         assert_same(loss_and_gradients(model, batches[::-1], pairs, backend="sdpa"), truth)

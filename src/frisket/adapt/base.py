@@ -71,17 +71,19 @@ class Attached(ABC):
 
     def extra_loss(self, rows: Rows) -> Tensor | None:
         """A further loss of these rows, summed over tokens; the step divides it by its normaliser."""
+        return None
 
     def penalty(self) -> Tensor | None:
         """A loss of the parameters only; added once a step, not divided."""
+        return None
 
-    def after_backward(self, micro_batch: int) -> None:
+    def after_backward(self, micro_batch: int) -> None:  # noqa: B027  most methods have nothing to do
         """Called after each micro-batch's backward, on local gradients."""
 
-    def before_update(self) -> None:
+    def before_update(self) -> None:  # noqa: B027
         """Called when gradients are reduced and clipped, before the optimizer moves."""
 
-    def after_update(self, step: int) -> None:
+    def after_update(self, step: int) -> None:  # noqa: B027
         """Called after the optimizer moved and the modules hold the new values."""
 
 
@@ -91,7 +93,11 @@ class MethodSettings(Section):
     rate: ClassVar[float]
     rate_source: ClassVar[str]
 
-    where: Where = knob("all-linear", "which modules: patterns over module paths, or all, all-linear, attention, mlp, norms, ...", was=("target_modules", "lora_target", "lora_target_modules"))
+    where: Where = knob(
+        "all-linear",
+        "which modules: patterns over module paths, or all, all-linear, attention, mlp, norms, ...",
+        was=("target_modules", "lora_target", "lora_target_modules"),
+    )
 
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
         """Put the method on the model; everything that does not move is frozen."""
@@ -110,7 +116,7 @@ def freeze(model: nn.Module) -> None:
 
 @contextmanager
 def seeded(rng: torch.Generator) -> Iterator[None]:
-    """Let code that draws from torch's global generator draw from ``rng`` instead, and leave the global one untouched."""
+    """Let code that draws from torch's global generator draw from ``rng``; the global one stays untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=rng)))
         yield

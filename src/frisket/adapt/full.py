@@ -56,10 +56,14 @@ class AttachedFull(Attached):
 
     def detach(self) -> None:
         """Refused: there is nothing to take off."""
-        raise UnsupportedError("full fine-tuning changes the base's own weights: nothing can be detached. Load the base again.")
+        raise UnsupportedError(
+            "full fine-tuning changes the base's own weights: nothing can be detached. Load the base again."
+        )
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """Refused: the base is no longer there."""
-        raise UnsupportedError("full fine-tuning changes the base's own weights: the base is no longer in memory. Load it again.")
+        raise UnsupportedError(
+            "full fine-tuning changes the base's own weights: the base is no longer in memory. Load it again."
+        )
         yield

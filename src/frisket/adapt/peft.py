@@ -19,11 +19,29 @@ from frisket.adapt.where import Match, Where, head_name, is_linear, short_names
 from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
-SOFT_PROMPTS = frozenset({"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"})
-# These need calls of their own during training (budget allocation, gradient projection, routing) that no step of ours makes.
+SOFT_PROMPTS = frozenset(
+    {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
+)
+# These need calls of their own during training (budgets, gradient projection, routing) that our step does not make.
 NEEDS_OWN_LOOP = frozenset({"ADALORA", "XLORA", "POLY", "OSF", "ADAMSS", "SHADOW", "UNILORA", "SUPERTUNING"})
 # Shown by tests/adapt/test_peft.py to give, in packed rows, the gradients of one sample at a time.
-PACKS = frozenset({"LORA", "IA3", "LN_TUNING", "VERA", "LOHA", "LOKR", "OFT", "BOFT", "FOURIERFT", "HRA", "RANDLORA", "MISS", "DELORA"})
+PACKS = frozenset(
+    {
+        "LORA",
+        "IA3",
+        "LN_TUNING",
+        "VERA",
+        "LOHA",
+        "LOKR",
+        "OFT",
+        "BOFT",
+        "FOURIERFT",
+        "HRA",
+        "RANDLORA",
+        "MISS",
+        "DELORA",
+    }
+)
 _INNER = "base_model.model."
 
 
@@ -61,8 +79,13 @@ class Lora(_PeftMethod):
 
         targets = _linear_targets(model, match)
         return LoraConfig(
-            r=self.rank, lora_alpha=self.alpha or 2 * self.rank, use_dora=self.dora, use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
-            lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM",
+            r=self.rank,
+            lora_alpha=self.alpha or 2 * self.rank,
+            use_dora=self.dora,
+            use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
+            lora_dropout=0.0,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
         )
 
 
@@ -73,7 +96,10 @@ class Ia3(_PeftMethod):
     rate_source: ClassVar[str] = "T-Few (arXiv 2205.05638), section 3.3"
 
     method: Literal["ia3"] = "ia3"
-    where: Where = knob(["*.k_proj", "*.v_proj", "*.down_proj"], "linear layers that are scaled; those of the feed-forward block at their input")
+    where: Where = knob(
+        ["*.k_proj", "*.v_proj", "*.down_proj"],
+        "linear layers that are scaled; those of the feed-forward block at their input",
+    )
 
     def _config(self, model: nn.Module, match: Match) -> Any:
         from peft import IA3Config
@@ -122,7 +148,10 @@ class Peft(_PeftMethod):
         for name in self.options:
             if name not in fields - own:
                 hint = nearest(name, fields - own)
-                raise ConfigError(f"adapt.options.{name}: PEFT's {known[kind].__name__} has no such option." + (f" Nearest: {hint}." if hint else ""))
+                raise ConfigError(
+                    f"adapt.options.{name}: PEFT's {known[kind].__name__} has no such option."
+                    + (f" Nearest: {hint}." if hint else "")
+                )
         return known[kind](target_modules=_linear_targets(model, match), task_type="CAUSAL_LM", **self.options)
 
 
@@ -139,7 +168,10 @@ def refuse_by_name(kind: str, known: Mapping[str, Any]) -> None:
             "and this version has no exact form of them.\nUse adapt.method=lora."
         )
     if kind in NEEDS_OWN_LOOP:
-        raise UnsupportedError(f"adapt.peft_type = {kind} needs calls of its own in the training loop, which frisket does not make.\nUse adapt.method=lora.")
+        raise UnsupportedError(
+            f"adapt.peft_type = {kind} needs calls of its own in the training loop, which frisket does not make.\n"
+            "Use adapt.method=lora."
+        )
     if kind not in known:
         hint = nearest(kind, known)
         raise ConfigError(f"adapt.peft_type = {kind!r} is no method of PEFT." + (f" Nearest: {hint}." if hint else ""))
@@ -160,7 +192,7 @@ class AttachedPeft(Attached):
 
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``."""
-        state = {name: value for name, value in self._wrapper.state_dict().items()}
+        state = dict(self._wrapper.state_dict())
         state.update({_INNER + name: value for name, value in values.items()})
         self._wrapper.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run folder has a real one
@@ -198,12 +230,16 @@ def _linear_targets(model: nn.Module, match: Match) -> list[str]:
     if not linears:
         kinds = sorted({type(model.get_submodule(name)).__name__ for name in match.modules})
         raise ConfigError(
-            f"adapt.where matched {len(match.modules)} modules ({', '.join(kinds[:4])}) but no linear layer, and this method moves linear layers.\n"
+            f"adapt.where matched {len(match.modules)} modules ({', '.join(kinds[:4])}) but no linear layer, and this "
+            "method moves linear layers.\n"
             "Use adapt.where=all-linear, or adapt.method=full."
         )
     head = head_name(model)
     if head in linears and model.get_output_embeddings().weight is model.get_input_embeddings().weight:  # pyright: ignore
-        raise UnsupportedError("adapt.where reaches the output head, whose weight is tied to the input embedding: a merge would change both.\nUse adapt.where=all-linear.")
+        raise UnsupportedError(
+            "adapt.where reaches the output head, whose weight is tied to the input embedding: a merge would change "
+            "both.\nUse adapt.where=all-linear."
+        )
     return short_names(model, linears)
 
 

@@ -50,7 +50,8 @@ class Match:
     def linears(self, model: nn.Module) -> list[str]:
         """Dotted paths of the linear layers at or below the matched modules."""
         inside = [
-            name for name, module in model.named_modules()
+            name
+            for name, module in model.named_modules()
             if is_linear(module) and any(_is_within(name, root) for root in self.modules)
         ]
         return inside
@@ -82,7 +83,7 @@ def resolve(model: nn.Module, where: Where) -> Match:
 
 
 def short_names(model: nn.Module, chosen: Sequence[str]) -> list[str]:
-    """The shortest target list that names exactly ``chosen``: leaf names where they are unambiguous, else full paths."""
+    """The shortest list that names exactly ``chosen``: leaf names where they are unambiguous, else full paths."""
     leaves = {name.rpartition(".")[2] for name in chosen}
     reached = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves}
     return sorted(leaves) if reached == set(chosen) else list(chosen)
@@ -102,7 +103,9 @@ def _split(where: Where) -> tuple[list[str], set[int] | None]:
         if not isinstance(item, str):
             unknown = set(item) - {"layers"}
             if unknown:
-                raise ConfigError(f"adapt.where: unknown entry {sorted(unknown)[0]!r}; known are patterns and `layers: 4-7`.")
+                raise ConfigError(
+                    f"adapt.where: unknown entry {sorted(unknown)[0]!r}; known are patterns and `layers: 4-7`."
+                )
             layers = (layers or set()) | set(_layer_range(item["layers"]))
     for pattern in patterns:
         if _ROW_RANGE.search(pattern):
@@ -159,7 +162,9 @@ def _is_within(name: str, root: str) -> bool:
 def _no_match(model: nn.Module, pattern: str, layers: set[int] | None) -> str:
     total = sum(1 for _ in model.named_parameters())
     within = "" if layers is None else f" within layers {min(layers)}-{max(layers)}"
-    leaves = Counter(name.rpartition(".")[2] for name, module in model.named_modules() if name and list(module.parameters()))
+    leaves = Counter(
+        name.rpartition(".")[2] for name, module in model.named_modules() if name and list(module.parameters())
+    )
     best = nearest(pattern.rpartition(".")[2] or pattern, [*leaves, *WORDS])
     hint = ""
     if best in WORDS:

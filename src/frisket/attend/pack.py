@@ -1,14 +1,15 @@
 """Laying samples into rows. Best-fit decreasing, so that rows are full; nothing is ever cut."""
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence as Seq
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
 from typing import Literal
 
 import numpy as np
 
 from frisket.types import PADDING_SEGMENT, ROOT, Leaf, Rows, Sequence
 
-Arrangement = Literal["padded", "isolated"]
+Arrangement = Literal["padded", "isolated", "alone"]
 
 
 def pack(samples: Seq[Sequence], arrangement: Arrangement, row_tokens: int, micro_rows: int = 1) -> list[Rows]:
@@ -16,7 +17,8 @@ def pack(samples: Seq[Sequence], arrangement: Arrangement, row_tokens: int, micr
 
     Args:
         samples: in any order; the result depends on it only where lengths tie.
-        arrangement: ``padded`` puts one sample in a row, ``isolated`` as many as fit.
+        arrangement: ``padded`` puts one sample in a row, ``isolated`` as many as fit, ``alone`` one sample in a row
+            and one row in a micro-batch (for layers that carry state from token to token).
         row_tokens: budget of a row; a longer sample gets a row of its own.
         micro_rows: rows of a micro-batch; with ``padded`` a micro-batch holds ``row_tokens * micro_rows`` tokens,
             padding included.
@@ -25,17 +27,14 @@ def pack(samples: Seq[Sequence], arrangement: Arrangement, row_tokens: int, micr
         One ``Rows`` for each micro-batch; every sample is in exactly one.
     """
     lengths = [len(sample) for sample in samples]
-    if arrangement == "padded":
+    if arrangement == "alone":
+        batches = [[[i]] for i in range(len(samples))]
+    elif arrangement == "padded":
         batches = padded_batches(lengths, row_tokens * micro_rows)
     else:
         bins = best_fit(lengths, row_tokens)
         batches = [bins[i : i + micro_rows] for i in range(0, len(bins), micro_rows)]
     return [lay([[samples[i] for i in row] for row in batch]) for batch in batches]
-
-
-def alone(samples: Seq[Sequence]) -> list[Rows]:
-    """One sample a row, one row a micro-batch: for models whose layers carry state from token to token."""
-    return [lay([[sample]]) for sample in samples]
 
 
 def padded_batches(lengths: Seq[int], budget: int) -> list[list[list[int]]]:

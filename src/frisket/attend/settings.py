@@ -9,12 +9,18 @@ class AttendSettings(Section):
     """Arrangement of samples in rows, and the backend that computes attention."""
 
     arrangement: Literal["auto", "padded", "isolated"] = knob(
-        "auto", "'padded': one sample a row; 'isolated': several samples a row that do not see each other", was=("packing",)
+        "auto",
+        "'padded': one sample a row; 'isolated': several samples a row that do not see each other",
+        was=("packing",),
     )
     row_tokens: int = knob(
         4096, "tokens a row is filled up to (a budget, not a limit: a longer sample gets a row of its own)", gt=0
     )
-    micro_rows: int = knob(1, "rows that go through the model together", was=("per_device_train_batch_size", "micro_batch_size"), gt=0)
+    micro_rows: int = knob(
+        1, "rows that go through the model together", was=("per_device_train_batch_size", "micro_batch_size"), gt=0
+    )
     backend: Literal["auto", "grouped", "sdpa"] = knob(
-        "auto", "'grouped': samples of like length together, no mask; 'sdpa': dense mask, for checking", was=("attn_implementation",)
+        "auto",
+        "'grouped': samples of like length together, no mask; 'sdpa': dense mask, for checking",
+        was=("attn_implementation",),
     )

@@ -22,5 +22,10 @@ def eval_path() -> Path:
     return _path("instructions/eval.jsonl")
 
 
+def unseen_path() -> Path:
+    """Return the evaluation file of the skill that the base model has never seen."""
+    return _path("instructions/eval-unseen.jsonl")
+
+
 def _path(name: str) -> Path:
     return Path(str(files(__name__).joinpath(name)))

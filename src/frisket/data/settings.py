@@ -6,9 +6,7 @@ from pydantic import BeforeValidator
 
 from frisket.settings import Section, knob
 
-Format = Literal[
-    "auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokens", "preference"
-]
+Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokens", "preference"]
 
 
 def _off_is_false(value: object) -> object:
@@ -30,8 +28,13 @@ class SourceSettings(Section):
         "JSONL, JSON, Parquet or CSV file, a folder of them, a hub id, or 'bundled'",
         was=("dataset", "dataset_name", "train_file", "dataset_path"),
     )
-    format: Format = knob("auto", "how a record is read; 'auto' detects it from the columns and prints it", was=("type",))
+    format: Format = knob(
+        "auto", "how a record is read; 'auto' detects it from the columns and prints it", was=("type",)
+    )
     split: str = knob("train", "split of a hub data set")
+    subset: str | None = knob(
+        None, "configuration of a hub data set, where it has several", was=("dataset_config_name",)
+    )
     prompt: str | None = knob(None, "column that holds the prompt", was=("field_instruction", "prompt_column"))
     completion: str | None = knob(None, "column that holds the completion", was=("field_output", "completion_column"))
     messages: str | None = knob(None, "column that holds the messages", was=("field_messages",))
@@ -39,7 +42,9 @@ class SourceSettings(Section):
     system: str | None = knob(None, "a system prompt put before conversations that have none", was=("default_system",))
     without_prompt: bool = knob(False, "response tuning: train on the answer alone, without its prompt")
     limit: int | None = knob(None, "use only the first samples", was=("max_samples",), gt=0)
-    weight: float = knob(1.0, "how often an epoch uses each sample of this source (0.5: half of them, 2: each twice)", gt=0)
+    weight: float = knob(
+        1.0, "how often an epoch uses each sample of this source (0.5: half of them, 2: each twice)", gt=0
+    )
     max_tokens: int | None = knob(
         None,
         "longest sample allowed; default: the model's context",

@@ -23,7 +23,9 @@ class ForgettingSettings(Section):
     """One set that measures what the base model knew."""
 
     name: str = knob("default", "name in the table and in summary.json")
-    path: str | None = knob(None, "file of text or conversations; without it, KL on own prompts and standard-library text")
+    path: str | None = knob(
+        None, "file of text or conversations; without it, KL on own prompts and standard-library text"
+    )
     prompts: int = knob(32, "prompts whose greedy base answers are compared (KL)", ge=0)
     answer_tokens: int = knob(64, "tokens of each base answer", gt=0)
     text_tokens: int = knob(16384, "tokens of prose and of code from the installed Python that are measured", ge=0)
@@ -32,8 +34,12 @@ class ForgettingSettings(Section):
 class EvaluateSettings(Section):
     """Before and after always; in between as often as ``every`` says."""
 
-    every: float = knob(0.25, "a share of the run below 1, or a number of steps; 0: before and after only", was=("eval_steps",), ge=0)
+    every: float = knob(
+        0.25, "a share of the run below 1, or a number of steps; 0: before and after only", was=("eval_steps",), ge=0
+    )
     learning: tuple[LearningSettings, ...] | None = knob(None, "sets of the taught task; default: a hold-out of 2 %")
     forgetting: tuple[ForgettingSettings, ...] = knob((ForgettingSettings(),), "sets of what was known")
-    budget_seconds: float = knob(60.0, "longest evaluation before training; fewer samples are used, said so, where it would be longer", gt=0)
+    budget_seconds: float = knob(
+        60.0, "longest evaluation before training; fewer samples are used, said so, where it would be longer", gt=0
+    )
     batch_tokens: int = knob(8192, "tokens of a batch while evaluating and generating", gt=0)

@@ -18,10 +18,25 @@ from frisket.errors import CheckError, UnsupportedError
 from frisket.types import Rows
 
 NAME = "frisket"
-OWN = "sdpa"  # what generation and the model's own forward use
+OWN = "sdpa"
+EAGER = "eager"
 BACKENDS = {"grouped": grouped.prepare, "sdpa": dense.prepare}
 # What models hand to every attention function and what changes nothing here: positions are in the keys already.
-_HARMLESS = frozenset({"position_ids", "use_cache", "cache_position", "output_attentions", "layer_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx", "position_embeddings"})
+_HARMLESS = frozenset(
+    {
+        "position_ids",
+        "use_cache",
+        "cache_position",
+        "output_attentions",
+        "layer_idx",
+        "cu_seq_lens_q",
+        "cu_seq_lens_k",
+        "max_length_q",
+        "max_length_k",
+        "seq_idx",
+        "position_embeddings",
+    }
+)
 
 
 class Layout(Protocol):
@@ -38,11 +53,10 @@ def prepare(rows: Rows, backend: str, device: torch.device) -> Layout:
 
 
 class CallCount:
-    """How often each layer's attention came through the seam; reset by whoever counts."""
+    """How often each attention module came through the seam."""
 
     def __init__(self) -> None:
-        self.calls: dict[int, int] = {}
-        self.layouts: set[int] = set()
+        self.calls: dict[torch.nn.Module, int] = {}
 
 
 _COUNT: list[CallCount] = []
@@ -76,19 +90,24 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it; the signature is theirs, ``rows`` is ours."""
     if rows is None:
-        raise CheckError(f"{type(module).__name__} did not pass on the layout of the rows: its attention would run across samples.")
-    unknown = {name for name, value in others.items() if name not in _HARMLESS and value is not None and value is not False}
+        raise CheckError(
+            f"{type(module).__name__} did not pass on the layout of the rows: its attention would run across samples."
+        )
+    unknown = {
+        name for name, value in others.items() if name not in _HARMLESS and value is not None and value is not False
+    }
     if attention_mask is not None:
         unknown.add("attention_mask")
     if unknown:
-        raise UnsupportedError(f"{type(module).__name__} hands {sorted(unknown)} to attention, which frisket does not honour.")
+        raise UnsupportedError(
+            f"{type(module).__name__} hands {sorted(unknown)} to attention, which frisket does not honour."
+        )
     if is_causal is False or getattr(module, "is_causal", True) is False:
         raise UnsupportedError(f"{type(module).__name__} is not causal.")
     if dropout:
         raise UnsupportedError("attention dropout is not 0: rows would not equal their samples.")
     for count in _COUNT:
-        layer = getattr(module, "layer_idx", -1)
-        count.calls[layer] = count.calls.get(layer, 0) + 1
+        count.calls[module] = count.calls.get(module, 0) + 1
     knobs = Knobs(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
     return rows.attend(query, key, value, knobs), None
 
@@ -96,11 +115,16 @@ def _attention(
 AttentionInterface.register(NAME, _attention)
 
 
+def supports_sdpa(model: PreTrainedModel) -> bool:
+    """Whether the family has an SDPA form (gpt-oss has not: its sinks need the softmax itself)."""
+    return bool(model._supports_sdpa)
+
+
 @contextmanager
-def own_attention(model: PreTrainedModel, name: str = OWN) -> Iterator[None]:
-    """Let the model use one of transformers' own attention functions while the context lasts."""
+def own_attention(model: PreTrainedModel, name: str | None = None) -> Iterator[None]:
+    """Let the model use one of transformers' own attention functions (its best by default) while the context lasts."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(name)
+    model.set_attn_implementation(name or (OWN if supports_sdpa(model) else EAGER))
     try:
         yield
     finally:

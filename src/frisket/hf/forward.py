@@ -8,6 +8,8 @@ from transformers import PreTrainedModel
 from frisket.hf.attention import Layout, prepare
 from frisket.types import Rows
 
+Model = PreTrainedModel  # so that callers outside hf/ can name it
+
 
 def backbone_of(model: PreTrainedModel) -> nn.Module:
     """The model without its output head."""
@@ -25,7 +27,11 @@ def hidden_states(
     """
     device = model.device
     layout: Layout = prepare(rows, backend, device)
-    inputs = {"input_ids": torch.from_numpy(rows.input_ids).to(device)} if embeddings is None else {"inputs_embeds": embeddings}
+    inputs = (
+        {"input_ids": torch.from_numpy(rows.input_ids).to(device)}
+        if embeddings is None
+        else {"inputs_embeds": embeddings}
+    )
     out = backbone_of(model)(
         **inputs,
         position_ids=torch.from_numpy(rows.position_ids).to(device),

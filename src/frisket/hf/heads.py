@@ -16,7 +16,8 @@ def head_of(model: PreTrainedModel) -> Head:
     module = model.get_output_embeddings()
     if type(module) is not nn.Linear:
         raise UnsupportedError(
-            f"the output head is a {type(module).__name__}, not a plain linear layer.\nKeep adapters off it: adapt.where=all-linear."
+            f"the output head is a {type(module).__name__}, not a plain linear layer.\n"
+            "Keep adapters off it: adapt.where=all-linear."
         )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies

@@ -10,10 +10,11 @@ import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from frisket import bundled
 from frisket.errors import ConfigError, UnsupportedError
-from frisket.hf.attention import NAME
+from frisket.hf.attention import EAGER, NAME, OWN, supports_sdpa
 from frisket.hf.settings import ModelSettings
 
 COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
@@ -50,7 +51,10 @@ def compute_type(name: str, device: torch.device) -> torch.dtype:
         UnsupportedError: fp16, which needs loss scaling.
     """
     if name == "fp16":
-        raise UnsupportedError("train.compute = fp16 needs loss scaling, which this version does not have.\nUse train.compute=bf16 or fp32.")
+        raise UnsupportedError(
+            "train.compute = fp16 needs loss scaling, which this version does not have.\n"
+            "Use train.compute=bf16 or fp32."
+        )
     if name != "auto":
         return COMPUTE[name]
     if device.type == "cuda":
@@ -78,7 +82,9 @@ def check_folder(path: str) -> None:
         missing += [name for name in shards if not (folder / name).exists()]
     elif not (folder / "model.safetensors").exists():
         pickled = sorted(p.name for p in folder.glob("*.bin"))
-        missing.append("model.safetensors" + (f" (frisket does not read pickled weights: {pickled[0]})" if pickled else ""))
+        missing.append(
+            "model.safetensors" + (f" (frisket does not read pickled weights: {pickled[0]})" if pickled else "")
+        )
     if missing:
         raise ConfigError(f"model.path = {path!r}: the folder is not a complete model; missing: {', '.join(missing)}.")
 
@@ -91,20 +97,30 @@ def load_tokenizer(settings: ModelSettings) -> Any:
     """
     path = resolve_path(settings.tokenizer or settings.path)
     try:
-        tokenizer = _tokenizer_class(path).from_pretrained(path, revision=settings.revision, trust_remote_code=settings.remote_code)
+        tokenizer = _tokenizer_class(path).from_pretrained(
+            path, revision=settings.revision, trust_remote_code=settings.remote_code
+        )
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"model.tokenizer: no tokenizer could be loaded from {path!r}: {_first_line(error)}") from error
+        raise ConfigError(
+            f"model.tokenizer: no tokenizer could be loaded from {path!r}: {_first_line(error)}"
+        ) from error
     if not getattr(tokenizer, "is_fast", False):
-        raise ConfigError(f"{path!r}: the tokenizer has no fast (Rust) implementation, so no token can be traced to its characters.")
+        raise ConfigError(
+            f"{path!r}: the tokenizer has no fast (Rust) implementation, so no token can be traced to its characters."
+        )
     if tokenizer.vocab_size == 0:
         raise ConfigError(f"{path!r}: the tokenizer that was loaded has an empty vocabulary.")
     return tokenizer
 
 
 def _tokenizer_class(path: str) -> Any:
-    """AutoTokenizer, but for a folder that holds nothing but a SentencePiece file: there it gives other ids than Llama's."""
+    """AutoTokenizer; for a bare SentencePiece file, where it gives other ids than Llama's, that tokenizer."""
     folder = Path(path)
-    bare = (folder / "tokenizer.model").exists() and not (folder / "tokenizer.json").exists() and not (folder / "tokenizer_config.json").exists()
+    bare = (
+        (folder / "tokenizer.model").exists()
+        and not (folder / "tokenizer.json").exists()
+        and not (folder / "tokenizer_config.json").exists()
+    )
     return transformers.LlamaTokenizer if bare else AutoTokenizer
 
 
@@ -131,6 +147,11 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
     return ready(model.to(device))
 
 
+def empty_model(config: Any) -> PreTrainedModel:
+    """The model's modules without its weights (call it under ``torch.device("meta")``)."""
+    return AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+
+
 def ready(model: PreTrainedModel) -> PreTrainedModel:
     """Put a model on our seam with its dropout at 0."""
     if model.config._attn_implementation != NAME:
@@ -153,20 +174,56 @@ def switch_off_dropout(model: PreTrainedModel) -> list[str]:
     return found
 
 
-def layers_of(model: PreTrainedModel) -> Layers:
-    """Count attention and recurrent layers.
+def layer_counts(config: Any) -> Layers:
+    """Count attention and recurrent layers of a configuration.
 
     Raises:
         UnsupportedError: a kind of layer whose visibility frisket does not know.
     """
-    config = model.config.get_text_config()
-    count = config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or ["attention"] * count
+    text = config.get_text_config()
+    kinds = (
+        getattr(text, "layer_types", None)
+        or getattr(text, "layers_block_type", None)
+        or ["attention"] * text.num_hidden_layers
+    )
     recurrent = sum(1 for kind in kinds if any(word in kind for word in _RECURRENT))
-    strange = sorted({kind for kind in kinds if kind not in _ATTENTION and not any(word in kind for word in _RECURRENT)})
+    strange = sorted(
+        {kind for kind in kinds if kind not in _ATTENTION and not any(word in kind for word in _RECURRENT)}
+    )
     if strange:
-        raise UnsupportedError(f"{type(model).__name__} has layers of type {', '.join(strange)}, whose mask frisket does not know.")
+        raise UnsupportedError(
+            f"{type(config).__name__} has layers of type {', '.join(strange)}, whose mask frisket does not know."
+        )
     return Layers(len(kinds) - recurrent, recurrent)
+
+
+def decoder_layers(model: PreTrainedModel) -> list[Any]:
+    """The layers that transformers can recompute, in order."""
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def stored_dtype(settings: ModelSettings, model: PreTrainedModel | None) -> torch.dtype:
+    """Type of the base's weights as they are stored, or as they were handed over."""
+    if model is not None:
+        return model.dtype
+    declared = load_config(settings).dtype
+    if isinstance(declared, str):
+        declared = getattr(torch, declared)
+    return declared or torch.float32
+
+
+def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast every floating parameter; buffers stay (rotary frequencies need fp32)."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype:
+            parameter.data = parameter.data.to(dtype)
+
+
+def is_mixture(model: PreTrainedModel) -> bool:
+    """Whether tokens are routed to experts."""
+    config = model.config.get_text_config()
+    counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return any(count and count > 1 for count in counts)
 
 
 def context_length(model_config: Any) -> int | None:
@@ -191,7 +248,7 @@ def load_config(settings: ModelSettings) -> Any:
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:
     """Write a plain transformers folder that loads without frisket."""
     before = model.config._attn_implementation
-    model.set_attn_implementation("sdpa")
+    model.set_attn_implementation(OWN if supports_sdpa(model) else EAGER)
     model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model.set_attn_implementation(before)
@@ -204,8 +261,13 @@ def versions() -> dict[str, str]:
     import numpy
     import tokenizers
 
-    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__, "numpy": numpy.__version__}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "tokenizers": tokenizers.__version__,
+        "numpy": numpy.__version__,
+    }
 
 
 def _first_line(error: Exception) -> str:

@@ -84,7 +84,7 @@ class _SummedLoss(torch.autograd.Function):
     """Loss and gradients in one pass over chunks; backward only scales them."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target_ids, weights, head, chunk_tokens):  # noqa: ANN001, ANN205
+    def forward(ctx, hidden, weight, bias, target_ids, weights, head, chunk_tokens):
         wide = torch.promote_types(hidden.dtype, torch.float32)
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         loss = torch.zeros((), dtype=wide, device=hidden.device)
@@ -107,14 +107,17 @@ class _SummedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(weight_dtype),
             None if d_bias is None else (d_bias * grad).to(bias_dtype),
-            None, None, None, None,
+            None,
+            None,
+            None,
+            None,
         )
 
 

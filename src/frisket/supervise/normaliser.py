@@ -26,10 +26,13 @@ def normaliser(weights: Seq[np.ndarray], rule: str | float) -> float:
     else:
         if any((w < 0).any() for w in weights):
             raise DataError(
-                "supervise.normaliser = 'weights', but a weight is negative: their sum says nothing about a step's size.\n"
+                "supervise.normaliser = 'weights', but a weight is negative: their sum says nothing about a step's "
+                "size.\n"
                 "Use supervise.normaliser=tokens."
             )
         divisor = float(sum(w.sum() for w in weights))
     if divisor <= 0:
-        raise DataError("a step has nothing to teach: every weight is 0.\nUse supervise.policy=all, or look with frisket view.")
+        raise DataError(
+            "a step has nothing to teach: every weight is 0.\nUse supervise.policy=all, or look with frisket view."
+        )
     return divisor

@@ -29,13 +29,17 @@ def _all(sequence: Sequence) -> Bool[np.ndarray, "token"]:
     return np.ones(len(sequence), dtype=bool)
 
 
-POLICIES: dict[str, Callable[[Sequence], np.ndarray]] = {"assistant": _assistant, "completion": _completion, "all": _all}
+POLICIES: dict[str, Callable[[Sequence], np.ndarray]] = {
+    "assistant": _assistant,
+    "completion": _completion,
+    "all": _all,
+}
 
 
 def token_weights(sequence: Sequence, settings: SuperviseSettings) -> Float64[np.ndarray, "token"]:
     """Weight of each token as a target.
 
-    The policy weighs by provenance; what the data says replaces it. The first token is nobody's target: its weight is 0.
+    The policy weighs by provenance; what the data says replaces it. The first token is nobody's target: weight 0.
     """
     weights = POLICIES[settings.policy](sequence).astype(np.float64)
     said = ~np.isnan(sequence.data_weights)

@@ -14,8 +14,8 @@ def predictions(rows: Rows, samples: Mapping[str, Weighted]) -> Predictions:
     """List what is predicted in these rows.
 
     Made from the samples, never from neighbours in a row: a sample is its path of segments, and the token at depth d of
-    the path predicts token d + 1 of the sample. Where several samples share a hidden state and its target, their weights
-    add; where they share the state alone, it has several targets.
+    the path predicts token d + 1 of the sample. Where several samples share a hidden state and its target, their
+    weights add; where they share the state alone, it has several targets.
 
     Args:
         rows: the micro-batch.

@@ -14,6 +14,7 @@ class SuperviseSettings(Section):
         was=("train_on_inputs", "assistant_only_loss", "completion_only_loss", "mask_history"),
     )
     normaliser: Literal["weights", "tokens", "sequences"] | float = knob(
-        "weights", "what the summed loss of a step is divided by: sum of weights, count of taught tokens, samples, or a number"
+        "weights",
+        "what the summed loss of a step is divided by: sum of weights, count of taught tokens, samples, or a number",
     )
     chunk_tokens: int = knob(1024, "predictions whose logits exist at one time", gt=0)

@@ -31,7 +31,9 @@ class DenseLayout:
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:
-            seen = torch.stack([torch.from_numpy(visible(self.rows, row, window)) for row in range(len(self.rows.input_ids))])
+            seen = torch.stack(
+                [torch.from_numpy(visible(self.rows, row, window)) for row in range(len(self.rows.input_ids))]
+            )
             nothing = ~seen.any(-1, keepdim=True)  # padding sees itself, so that no softmax is empty
             self._masks[window] = (seen | (nothing & torch.eye(seen.shape[-1], dtype=torch.bool))).to(self.device)
         return self._masks[window][:, None, None]

@@ -113,13 +113,17 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, knobs: Knobs) ->
     window = knobs.window if knobs.window is not None and knobs.window < length else None
     if length > MATMUL_TOKENS and knobs.is_plain and window is None:
         grouped_query = query.shape[1] != key.shape[1]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=knobs.scaling, enable_gqa=grouped_query)
+        return F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=knobs.scaling, enable_gqa=grouped_query
+        )
     blocks = []
     for start in range(0, length, MATMUL_TOKENS):
         stop = min(start + MATMUL_TOKENS, length)
         first = 0 if window is None else max(0, start - window + 1)
         mask = _band(start, stop, first, window, query.device)
-        blocks.append(masked_attention(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], mask, knobs))
+        blocks.append(
+            masked_attention(query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], mask, knobs)
+        )
     return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)
 
 

@@ -1,0 +1,131 @@
+"""``frisket generate``: ask a trained model, once or in a conversation, beside its base if wanted."""
+
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from frisket.cli.options import AsJson, RunFolder, greet, run_folder
+from frisket.cli.screen import Screen
+from frisket.errors import ConfigError, DataError, gather
+
+if TYPE_CHECKING:
+    from frisket.run import Chat
+
+Messages = list[dict[str, Any]]
+
+
+def command(
+    out: RunFolder,
+    prompt: Annotated[list[str] | None, typer.Option(help="A prompt; may be repeated.", show_default=False)] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(help="Prompts: JSONL with 'prompt' or 'messages', else one prompt a line.", show_default=False),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk; /new begins anew, /quit or Ctrl-D ends.")] = False,
+    beside_base: Annotated[bool, typer.Option("--beside-base", help="Show what the base model answers, too.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0: the most likely token each time.")] = 0.0,
+    as_json: AsJson = False,
+) -> dict | None:
+    """Answer prompts with a trained model.
+
+    Examples:
+      frisket generate out/chats --prompt "What is a frisket?" --beside-base
+      frisket generate out/chats --chat
+    """
+    if chat and (as_json or prompt or file):
+        raise ConfigError("--chat reads from the keyboard; it takes no --json, --prompt or --file.\nLeave --chat out.")
+    with Screen.open(as_json) as screen:
+        greet(screen, "generate", [str(out)])
+        run_folder(out)
+        conversations = [] if chat else _conversations(prompt or [], file)
+        from frisket import run
+
+        model = run.open_run(out, watcher=screen)
+        if chat:
+            _talk(model, screen, beside_base, max_new_tokens, temperature)
+            return None
+        answers = model.answer(conversations, max_new_tokens, temperature)
+        bases = model.answer(conversations, max_new_tokens, temperature, base=True) if beside_base else None
+    if not as_json:
+        screen.show_answers([messages[-1]["content"] for messages in conversations], answers, bases)
+    told = [{"messages": messages, "answer": answer} for messages, answer in zip(conversations, answers, strict=True)]
+    for entry, base in zip(told, bases or (), strict=False):  # no bases unless they are asked for
+        entry["base"] = base
+    return {"answers": told}
+
+
+def _conversations(prompts: list[str], file: Path | None) -> list[Messages]:
+    found = [_user(prompt) for prompt in prompts]
+    if file:
+        found += _read(file)
+    elif not prompts and not sys.stdin.isatty():
+        text = sys.stdin.read().strip()
+        found += [_user(text)] if text else []
+    if not found:
+        raise ConfigError('No prompt is given.\nWrite --prompt "…", --file FILE or --chat.')
+    return found
+
+
+def _user(text: str) -> Messages:
+    return [{"role": "user", "content": text}]
+
+
+def _read(file: Path) -> list[Messages]:
+    if not file.is_file():
+        raise ConfigError(f"{file}: there is no such file of prompts.\nGive --file a text or JSONL file.")
+    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    if file.suffix not in (".jsonl", ".json"):
+        return [_user(line) for _, line in lines]
+    found, problems = [], []
+    for number, line in lines:
+        try:
+            found.append(_messages(json.loads(line)))
+        except ValueError as error:
+            problems.append(f"{file}:{number}: {error}")
+    if problems:
+        raise DataError(
+            gather(problems, f"{file}: {len(problems)} lines hold no prompt", 'Write {"prompt": "…"} a line')
+        )
+    return found
+
+
+def _messages(record: object) -> Messages:
+    if isinstance(record, dict) and isinstance(record.get("prompt"), str):
+        return _user(record["prompt"])
+    if isinstance(record, dict) and isinstance(record.get("messages"), list) and record["messages"]:
+        messages = record["messages"]
+        return messages[:-1] if messages[-1].get("role") == "assistant" and len(messages) > 1 else messages
+    raise ValueError("neither a text 'prompt' nor a list 'messages'")
+
+
+def _talk(model: "Chat", screen: Screen, beside_base: bool, max_new_tokens: int, temperature: float) -> None:
+    tuned: Messages = []
+    base: Messages = []
+    for text in _questions(screen):
+        if text == "/new":
+            tuned, base = [], []
+            continue
+        tuned = [*tuned, *_user(text)]
+        answer = screen.stream("tuned", model.stream(tuned, max_new_tokens, temperature))
+        tuned = [*tuned, {"role": "assistant", "content": answer}]
+        if beside_base:
+            base = [*base, *_user(text)]
+            said = screen.stream("base", model.stream(base, max_new_tokens, temperature, base=True))
+            base = [*base, {"role": "assistant", "content": said}]
+
+
+def _questions(screen: Screen) -> Iterable[str]:
+    while True:
+        try:
+            text = screen.ask().strip()
+        except EOFError:
+            return
+        if text in ("/quit", "/exit"):
+            return
+        if text:
+            yield text

@@ -1,0 +1,85 @@
+"""What several verbs share: their options, the recipe they load, the first line they print."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from frisket import __version__
+from frisket.cli.screen import Screen
+from frisket.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from frisket.recipe import Recipe
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE ...]",
+        help="A YAML file or a run folder, and overrides such as train.epochs=2 (knobs: frisket plan --schema).",
+        show_default=False,
+    ),
+]
+Model = Annotated[str | None, typer.Option(help="Model: hub id, folder or 'bundled' (model.path).", show_default=False)]
+Data = Annotated[
+    list[str] | None,
+    typer.Option(help="Data: file, folder, hub id or 'bundled' (data.N.path); may be repeated.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a finished run.", show_default=False)]
+
+
+def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Tell the recipe from the overrides: only an override holds ``=``.
+
+    Raises:
+        ConfigError: more than one word without ``=``.
+    """
+    recipes = [word for word in words or () if "=" not in word]
+    if len(recipes) > 1:
+        raise ConfigError(
+            f"{recipes[1]!r}: only one recipe can be given, and {recipes[0]!r} is one already.\n"
+            f"An override has the form key=value: {recipes[1]}=…"
+        )
+    return (recipes[0] if recipes else None), [word for word in words or () if "=" in word]
+
+
+def greet(
+    screen: Screen, verb: str, words: Sequence[str] | None, model: str | None = None, data: Sequence[str] = ()
+) -> None:
+    """Print the first line, before anything is loaded."""
+    recipe, _ = split_words(words)
+    named = [recipe, model, " + ".join(data) if data else None]
+    screen.head(" · ".join(["frisket " + __version__, verb, *(name for name in named if name)]))
+
+
+def load(
+    words: Sequence[str] | None, model: str | None, data: Sequence[str] | None, *, needs_data: bool = True
+) -> "Recipe":
+    """Load the recipe that the command line describes.
+
+    Raises:
+        ConfigError: what `load_recipe` refuses, or no data where it is needed.
+    """
+    from frisket.recipe import load_recipe
+
+    path, overrides = split_words(words)
+    recipe = load_recipe(path, overrides, model=model, data=data or ())
+    stages = [recipe.stage(index) for index in range(len(recipe.stages))] or [recipe]
+    if needs_data and not all(stage.data for stage in stages):
+        raise ConfigError("No data is named.\nGive a file, a folder, a hub id or 'bundled': --data chats.jsonl")
+    return recipe
+
+
+def run_folder(path: Path) -> Path:
+    """Check that a folder is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not path.is_dir():
+        near = nearest(path.name, [found.name for found in path.parent.glob("*/")])
+        hint = f"There is {path.parent / near}" if near else "Train one: frisket train --model M --data D --out OUT"
+        raise ConfigError(f"{path}: there is no such run folder.\n{hint}")
+    return path

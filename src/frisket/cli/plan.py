@@ -1,0 +1,53 @@
+"""``frisket plan``: what training would do, and what can be said in a recipe."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from frisket.cli.options import AsJson, Data, Model, Words, greet, load
+from frisket.cli.screen import Screen
+
+
+def command(
+    words: Words = None,
+    model: Model = None,
+    data: Data = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe, and stop.")] = False,
+    names: Annotated[
+        bool, typer.Option("--names", help="List the model's modules, as adapt.where names them.")
+    ] = False,
+    as_json: AsJson = False,
+) -> dict | None:
+    """Say what training would do: tokens, rows, steps, what moves.
+
+    Examples:
+      frisket plan --model bundled --data chats.jsonl
+      frisket plan recipes/gsm8k.yaml --names
+      frisket plan --schema
+    """
+    if schema:
+        return _schema(as_json)
+    with Screen.open(as_json) as screen:
+        greet(screen, "plan", words, model, data or ())
+        recipe = load(words, model, data, needs_data=not names)
+        from frisket import run
+
+        if names:
+            found = run.module_names(recipe, watcher=screen)
+            for name, parameters in found.items():
+                screen.say(f"{parameters:>15,}  {name}")
+            return {"modules": found}
+        plan = run.make_plan(recipe, watcher=screen)
+        for line in plan.lines():
+            screen.say(line)
+    return plan.as_dict()
+
+
+def _schema(as_json: bool) -> dict | None:
+    from frisket.recipe import schema
+
+    if as_json:
+        return schema()
+    print(json.dumps(schema(), indent=2, ensure_ascii=False))
+    return None

@@ -1,0 +1,189 @@
+"""Before and after: means, paired bootstrap intervals, and the rows of the table."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+RESAMPLES = 2000
+LEVEL = 0.95
+_BLOCK = 1 << 22  # entries of the count matrix that exist at one time (32 MB)
+_MORE_IS_BETTER = frozenset({"exact_match"})
+
+Interval = tuple[float, float]
+_UNKNOWN: Interval = (float("nan"), float("nan"))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One quantity, unit by unit (a sample, a prompt, a window of text): a mean of many tokens stays exact.
+
+    Attributes:
+        total: its sum over the unit, for example the weighted loss.
+        count: what that is divided by, for example the weight; never negative.
+    """
+
+    total: Float64[np.ndarray, "unit"]
+    count: Float64[np.ndarray, "unit"]
+
+    def __post_init__(self) -> None:
+        if self.total.shape != self.count.shape:
+            raise ValueError(f"total and count of a Measure differ in shape: {self.total.shape} and {self.count.shape}")
+
+    def __len__(self) -> int:
+        return len(self.total)
+
+    @property
+    def value(self) -> float:
+        """The figure: sum of totals over sum of counts; NaN where nothing was counted."""
+        counted = float(self.count.sum())
+        return float(self.total.sum()) / counted if counted else float("nan")
+
+    def at(self, units: np.ndarray) -> "Measure":
+        """Some of the units, by index or mask."""
+        return Measure(self.total[units], self.count[units])
+
+
+Measures = Mapping[str, Measure]
+
+
+def joined(parts: Sequence[Measure]) -> Measure:
+    """The units of several measures, one after the other."""
+    return Measure(np.concatenate([p.total for p in parts]), np.concatenate([p.count for p in parts]))
+
+
+def intervals(measures: Sequence[Measure], seed: int = 0) -> tuple[list[Interval], Interval]:
+    """Bootstrap intervals of figures measured on the same units, and of the last minus the first.
+
+    Every resample draws units with replacement and is used for all figures, so that the difference is paired.
+
+    Args:
+        measures: of equal length.
+        seed: of the resamples.
+
+    Returns:
+        The 95 % percentile interval of each figure, and of the difference; NaN where there are no units.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 13.3 (percentile interval).
+    """
+    units = len(measures[0])
+    if units == 0:
+        return [_UNKNOWN] * len(measures), _UNKNOWN
+    rng = np.random.default_rng(seed)
+    sums = np.stack([m.total for m in measures] + [m.count for m in measures], axis=1)
+    block = max(1, _BLOCK // units)
+    drawn = []
+    for start in range(0, RESAMPLES, block):
+        counts = rng.multinomial(units, np.full(units, 1 / units), size=min(block, RESAMPLES - start))
+        drawn.append(counts.astype(np.float64) @ sums)
+    total, count = np.split(np.concatenate(drawn), 2, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        figures = total / count
+    return [_percentiles(column) for column in figures.T], _percentiles(figures[:, -1] - figures[:, 0])
+
+
+def one_side(measures: Measures, seed: int = 0) -> dict:
+    """Figures and intervals as ``summary.json`` holds one side: ``{"loss": …, "loss_interval": [low, high]}``."""
+    side: dict = {}
+    for name, measure in measures.items():
+        (interval,), _ = intervals([measure], seed)
+        side |= _entry(name, measure.value, interval)
+    return side
+
+
+def comparison(before: Measures, after: Measures, groups: Sequence[str] | None = None, seed: int = 0) -> dict:
+    """What ``summary.json`` holds of one set.
+
+    Args:
+        before: measures by name, on the units that ``after`` has too.
+        after: the same names.
+        groups: group of each unit; then each group gets an entry of the same shape.
+        seed: of the resamples.
+
+    Returns:
+        ``{"samples", "before", "after", "difference", "groups"?}``; ``difference`` is after minus before, with its own
+        interval and ``<name>_verdict``: better, worse, or same where the interval holds 0.
+
+    Raises:
+        ValueError: the two sides are not of the same units.
+    """
+    sizes = {name: (len(before[name]), len(after[name]) if name in after else None) for name in before}
+    if set(before) != set(after) or any(b != a for b, a in sizes.values()):
+        raise ValueError(f"before and after are not of the same units: {sizes}, after has {sorted(after)}")
+    sides: dict[str, dict] = {"before": {}, "after": {}, "difference": {}}
+    for name in before:
+        pair = (before[name], after[name])
+        (low, high), difference = intervals(pair, seed)
+        sides["before"] |= _entry(name, pair[0].value, low)
+        sides["after"] |= _entry(name, pair[1].value, high)
+        sides["difference"] |= _entry(name, pair[1].value - pair[0].value, difference)
+        sides["difference"][f"{name}_verdict"] = verdict(name, difference)
+    found = {"samples": max((len(measure) for measure in before.values()), default=0), **sides}
+    return found if groups is None else found | {"groups": _by_group(before, after, groups, seed)}
+
+
+def verdict(name: str, difference: Interval) -> str:
+    """``better`` or ``worse`` where the paired interval excludes 0, else ``same``.
+
+    >>> verdict("exact_match", (0.1, 0.2)), verdict("loss", (0.1, 0.2)), verdict("loss", (-0.1, 0.2))
+    ('better', 'worse', 'same')
+    """
+    low, high = difference
+    if not (low > 0 or high < 0):
+        return "same"
+    return "better" if (low > 0) == (name in _MORE_IS_BETTER) else "worse"
+
+
+def table(section: str, entries: Mapping[str, Mapping]) -> list[dict]:
+    """Flatten the ``learning`` or ``forgetting`` part of a summary into rows for screen and report.
+
+    Args:
+        section: ``learning`` or ``forgetting``.
+        entries: set name → what ``comparison`` returned.
+
+    Returns:
+        One row for each set, group and measure: ``section, set, group ("" for the whole), measure, samples, before,
+        after, difference`` (numbers), ``interval`` (of the difference) and ``verdict``.
+    """
+    rows = []
+    for name, entry in entries.items():
+        for group, part in [("", entry), *entry.get("groups", {}).items()]:
+            for measure in part["after"]:
+                if not measure.endswith("_interval"):
+                    place = {"section": section, "set": name, "group": group, "measure": measure}
+                    rows.append(place | {"samples": part["samples"]} | _row(part, measure))
+    return rows
+
+
+def _row(part: Mapping, measure: str) -> dict:
+    return {
+        "before": part["before"][measure],
+        "after": part["after"][measure],
+        "difference": part["difference"][measure],
+        "interval": part["difference"][f"{measure}_interval"],
+        "verdict": part["difference"][f"{measure}_verdict"],
+    }
+
+
+def _by_group(before: Measures, after: Measures, groups: Sequence[str], seed: int) -> dict:
+    of_unit = np.array(groups, dtype=object)
+    found = {}
+    for group in dict.fromkeys(groups):
+        units = np.flatnonzero(of_unit == group)
+        sides = [{name: measure.at(units) for name, measure in side.items()} for side in (before, after)]
+        found[group] = comparison(sides[0], sides[1], seed=seed)
+    return found
+
+
+def _entry(name: str, value: float, interval: Interval) -> dict:
+    return {name: value, f"{name}_interval": list(interval)}
+
+
+def _percentiles(values: np.ndarray) -> Interval:
+    # A resample of one unit without weight has no figure; it says nothing about the spread.
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return _UNKNOWN
+    low, high = np.percentile(known, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
+    return float(low), float(high)

@@ -1,0 +1,76 @@
+"""Plain Python: the same run as the command line's, with a model, a tokenizer or records in memory where wanted."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from frisket.recipe import Recipe, load_recipe
+from frisket.run import Given, Plan, train
+from frisket.run import make_plan as _make_plan
+from frisket.watch import Silent, StepRecord, Watcher
+
+RecipeLike = Recipe | Mapping[str, Any] | str | Path | None
+
+
+def finetune(
+    recipe: RecipeLike = None,
+    *,
+    out: str | Path,
+    model: Any = None,
+    tokenizer: Any = None,
+    data: Sequence[Any] | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+    resume: bool = False,
+    watcher: Watcher | None = None,
+) -> dict:
+    """Fine-tune, and return what ``summary.json`` holds.
+
+    Args:
+        recipe: a ``Recipe``, a mapping of its sections, a YAML file or run folder, or None for the defaults.
+        out: folder of the run.
+        model: hub id or folder; or a loaded ``PreTrainedModel``, which is changed in place (the adapter is taken off
+            again at the end; full fine-tuning needs a path).
+        tokenizer: a fast tokenizer, instead of the model's own.
+        data: for each source a path or an iterable of records; or simply a list of records, which is one source.
+        on_step: called with a ``StepRecord`` after every step; raising stops the run.
+        resume: continue from the newest complete checkpoint.
+        watcher: where progress is shown; default: nowhere.
+
+    Raises:
+        FrisketError: see ``frisket.errors``; before the first step nothing is left behind.
+    """
+    paths, records = _sources(data)
+    path = model if isinstance(model, str | Path) else None
+    resolved = _recipe(recipe, None if path is None else str(path), paths)
+    loaded: Any = None if path is not None else model
+    given = Given(loaded, tokenizer, records, on_step)
+    return train(resolved, out=Path(out), resume=resume, given=given, watcher=watcher or Silent())
+
+
+def make_plan(recipe: RecipeLike = None, *, watcher: Watcher | None = None) -> Plan:
+    """Say what a recipe would do, before paying for it."""
+    return _make_plan(_recipe(recipe, None, ()), watcher=watcher or Silent())
+
+
+def _recipe(recipe: RecipeLike, model: str | None, paths: Sequence[str]) -> Recipe:
+    if isinstance(recipe, str | Path) or recipe is None:
+        return load_recipe(recipe, model=model, data=paths)
+    given = recipe.model_dump(mode="json") if isinstance(recipe, Recipe) else dict(recipe)
+    if isinstance(recipe, Recipe) and recipe.evaluate is None:
+        given["evaluate"] = "off"
+    if model is not None:
+        given["model"] = {**given.get("model", {}), "path": model}
+    if paths:
+        known = list(given.get("data", ()))
+        given["data"] = [{**(known[i] if i < len(known) else {}), "path": path} for i, path in enumerate(paths)]
+    return Recipe.model_validate(given)
+
+
+def _sources(data: Sequence[Any] | None) -> tuple[list[str], Sequence[Iterable[Mapping] | None] | None]:
+    """Paths of the sources, and the records of those that are in memory."""
+    if data is None:
+        return [], None
+    sources = [data] if data and isinstance(data[0], Mapping) else list(data)
+    paths = [str(source) if isinstance(source, str | Path) else "records" for source in sources]
+    records: list[Iterable[Mapping] | None] = [None if isinstance(s, str | Path) else s for s in sources]
+    return paths, records if any(entry is not None for entry in records) else None

@@ -1,0 +1,101 @@
+"""The model card: ``OUT/README.md``, in the form that the Hugging Face Hub reads."""
+
+import json
+import re
+from collections.abc import Mapping
+
+from frisket.report.ledger import ledger_columns, ledger_identities, ledger_table, read_ledgers
+from frisket.report.measures import Measure, measures
+from frisket.report.render import count, document, duration, figure, plain, words
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_BUNDLED = "bundled"
+
+
+def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
+    """The model card of a finished run, as Markdown with YAML front matter.
+
+    A base model that is not a hub id is named in the text only: the Hub reads ``base_model`` as an id.
+
+    Args:
+        summary: ``summary.json``; whether ``artifacts`` names an ``adapter`` decides what the card explains.
+        recipe_yaml: the resolved recipe.
+        environment: ``environment.json``; its top-level texts and numbers are listed.
+    """
+    artifacts, base = summary.get("artifacts") or {}, str(summary["model"]["path"])
+    is_adapter = "adapter" in artifacts
+    ledgers = read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])
+    tables = [_table(["tokens", *ledger_columns(ledgers)], [[plain(v) for v in row] for row in ledger_table(ledgers)])]
+    return document(
+        "card.md.jinja",
+        front=_front_matter(base, is_adapter),
+        summary=summary,
+        title=_line(summary["recipe"]),
+        base=_line(base),
+        is_adapter=is_adapter,
+        folder=artifacts.get("adapter") or artifacts.get("model") or "model",
+        base_code="base_path()" if base == _BUNDLED else json.dumps(base, ensure_ascii=False),
+        is_bundled=base == _BUNDLED,
+        share=figure(100 * summary["model"]["moving"] / max(summary["model"]["parameters"], 1)),
+        learning=_sets(summary.get("learning")),
+        forgetting=_sets(summary.get("forgetting")),
+        data=_table(
+            ["data", "format", "samples"], [[s["path"], s["format"], count(s["samples"])] for s in summary["data"]]
+        ),
+        ledger="\n\n".join(tables),
+        identities=[text if holds else f"{text} — DOES NOT HOLD" for text, holds in ledger_identities(ledgers)],
+        rates=[f"{words(name)}: {count(value)}" for name, value in summary["rates"].items()],
+        seconds=[f"{words(name)}: {duration(value)}" for name, value in summary["seconds"].items()],
+        environment=[
+            f"{_line(k)}: {_line(plain(v))}" for k, v in environment.items() if isinstance(v, str | int | float)
+        ],
+        recipe=_fenced(recipe_yaml.strip("\n"), "yaml"),
+    )
+
+
+def _front_matter(base: str, is_adapter: bool) -> str:
+    """JSON strings are valid YAML, whatever a path may hold."""
+    lines = ["---"]
+    if _HUB_ID.fullmatch(base):
+        lines += [f"base_model: {json.dumps(base)}", f"base_model_relation: {'adapter' if is_adapter else 'finetune'}"]
+    lines += [f"library_name: {'peft' if is_adapter else 'transformers'}", "pipeline_tag: text-generation", "tags:"]
+    lines += [f"- {tag}" for tag in ("frisket", "text-generation", "fine-tuned", *(["adapter"] if is_adapter else []))]
+    return "\n".join([*lines, "---"])
+
+
+def _sets(sets: Mapping | None) -> str:
+    """One table of all sets, their groups below them; empty where nothing was measured."""
+    rows = []
+    for name, entry in (sets or {}).items():
+        rows += [_row(name, entry, measure) for measure in measures(entry)]
+        for group, values in (entry.get("groups") or {}).items():
+            rows += [_row(f"{name} · {group}", values, measure) for measure in measures(values)[:1]]
+    return _table(["set", "samples", "metric", "before", "after", "change"], rows) if rows else ""
+
+
+def _row(name: str, entry: Mapping, measure: Measure) -> list[str]:
+    sides = []
+    for side in (measure.before, measure.after):
+        interval = measure.interval(side)
+        sides.append(f"{measure.shown(side)} ({interval})" if interval else measure.shown(side))
+    interval = measure.change_interval
+    change = f"{measure.change} ({interval})" if interval else measure.change
+    return [name, plain(entry.get("samples")), measure.label, *sides, change]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    cells = [[_line(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def _line(text: object) -> str:
+    """A text on one line in which nothing is read as markup: names and paths come from files."""
+    return re.sub(r"([\\`*_<>\[\]])", r"\\\1", " ".join(str(text).split()))
+
+
+def _fenced(text: str, language: str) -> str:
+    """A code block whose fence is longer than any run of backticks in the text."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

@@ -1,0 +1,147 @@
+"""``report.html``: one self-contained page that says what was trained, learned, forgotten and paid."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from frisket.report.curves import before_after_bars, line_chart, loss_curve, points_of, speeds
+from frisket.report.ledger import ledger_html, read_ledgers
+from frisket.report.measures import Measure, measures
+from frisket.report.render import count, duration, facts, figure, page, words
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of ``learning`` or ``forgetting``.
+
+    Attributes:
+        name: of the set.
+        samples: how many were measured; None where the summary does not say.
+        whole: how many the set has, where not all were measured.
+        measures: rows of its table.
+        bars: its bars, by group where it has groups.
+        notes: what else the summary says of it (texts, units, versions).
+    """
+
+    name: str
+    samples: int | None
+    whole: int | None
+    measures: list[Measure]
+    bars: Markup
+    notes: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One large figure at the top of the report; only a share is coloured by its verdict: KL can but grow."""
+
+    name: str
+    big: str
+    before: str
+    note: str
+    verdict: str
+
+
+def report_page(
+    summary: Mapping,
+    metrics: Sequence[Mapping],
+    timings: Sequence[Mapping],
+    mask_view_fragment: Markup | None,
+    recipe_yaml: str,
+    environment: Mapping,
+) -> str:
+    """The whole report of a run as one HTML document without external parts.
+
+    Args:
+        summary: ``summary.json``.
+        metrics: the records of ``metrics.jsonl``.
+        timings: the records of ``timings.jsonl``; ``step`` and ``seconds`` are read.
+        mask_view_fragment: what ``mask_fragment`` made, or None where no row is shown.
+        recipe_yaml: the resolved recipe.
+        environment: ``environment.json``.
+    """
+    learning, forgetting = _panels(summary.get("learning")), _panels(summary.get("forgetting"))
+    model = summary["model"]
+    return page(
+        "report.html.jinja",
+        title=str(summary["recipe"]),
+        version=summary["frisket"],
+        model=model,
+        share=_share(model["moving"], model["parameters"]),
+        data=summary["data"],
+        steps=summary["steps"],
+        tiles=_tiles(summary, learning, forgetting),
+        learning=learning,
+        forgetting=forgetting,
+        examples=summary.get("examples") or [],
+        plots=_plots(metrics, timings),
+        ledger=ledger_html(read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])),
+        rates=[(words(name), count(value)) for name, value in summary["rates"].items()],
+        seconds=[(words(name), duration(value)) for name, value in summary["seconds"].items()],
+        checks=[(name, _check(value)) for name, value in (summary.get("checks") or {}).items()],
+        artifacts=summary.get("artifacts") or {},
+        next=summary.get("next"),
+        recipe_yaml=recipe_yaml,
+        environment=facts(environment),
+        fragment=mask_view_fragment,
+    )
+
+
+def _panels(sets: Mapping | None) -> list[Panel]:
+    return [
+        Panel(name, entry.get("samples"), entry.get("of"), measures(entry), _group_bars(entry), _notes(entry))
+        for name, entry in (sets or {}).items()
+    ]
+
+
+def _notes(entry: Mapping) -> list[tuple[str, str]]:
+    shown = {"samples", "of", "metric", "before", "after", "difference", "groups"}
+    return facts({name: value for name, value in entry.items() if name not in shown})
+
+
+def _group_bars(entry: Mapping) -> Markup:
+    """Bars of the most telling metric, by group; without groups only for a share, which has a scale of its own."""
+    whole = measures(entry)
+    if not whole or not (entry.get("groups") or whole[0].more_is_better):
+        return Markup("")
+    metric = whole[0].metric
+    rows = []
+    for group, values in (entry.get("groups") or {}).items():
+        rows += [(group, values.get("samples"), m) for m in measures(values) if m.metric == metric]
+    return before_after_bars([*rows, ("all" if rows else whole[0].label, entry.get("samples"), whole[0])])
+
+
+def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> list[Tile]:
+    tiles = []
+    for panel in [*learning[:1], *forgetting[:1]]:
+        for m in panel.measures[:1]:
+            before = m.shown(m.before) if m.before else ""
+            verdict = m.verdict if m.more_is_better else ""
+            tiles.append(Tile(f"{panel.name}: {m.label}", m.shown(m.after), before, m.interval(m.after), verdict))
+    speed = summary["rates"].get("real_tokens_per_second")
+    if speed is not None:
+        tiles.append(Tile("real tokens per second", count(speed), "", "padding never counts", ""))
+    seconds = summary["seconds"]
+    if "total" in seconds:
+        training = f"training itself {duration(seconds['training'])}" if "training" in seconds else ""
+        tiles.append(Tile("wall time", duration(seconds["total"]), "", training, ""))
+    return tiles
+
+
+def _plots(metrics: Sequence[Mapping], timings: Sequence[Mapping]) -> list[Markup]:
+    plots = [loss_curve(metrics)]
+    for name in ("rate", "gradient_norm"):
+        label = "learning rate" if name == "rate" else words(name)
+        points = points_of(metrics, name)
+        plots += [line_chart(points, label=label, smooth=name == "gradient_norm")] if points else []
+    speed = speeds(metrics, timings)
+    return [*plots, *([line_chart(speed, label="real tokens per second", smooth=True)] if speed else [])]
+
+
+def _check(value: object) -> list[tuple[str, str]]:
+    return facts(value) if isinstance(value, Mapping) else facts({"": value})
+
+
+def _share(moving: int, parameters: int) -> str:
+    return f"{figure(100 * moving / parameters)} %" if parameters else "—"

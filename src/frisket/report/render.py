@@ -1,0 +1,118 @@
+"""How figures become words, and templates become self-contained pages."""
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def count(number: float) -> str:
+    """A whole number with thousands separators.
+
+    >>> count(1234567)
+    '1,234,567'
+    """
+    return f"{number:,.0f}"
+
+
+def figure(number: float) -> str:
+    """A measured number with four significant digits, never more than a reader needs.
+
+    >>> figure(0.0123456), figure(1234.5), figure(2.0), figure(3.2e-7)
+    ('0.01235', '1,234', '2', '3.2e-07')
+    """
+    if not math.isfinite(number):
+        return str(number)
+    if abs(number) >= 1000:
+        return f"{number:,.0f}"
+    return f"{number:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """Wall time as a person says it.
+
+    >>> duration(7.31), duration(75), duration(7384)
+    ('7.3 s', '1 min 15 s', '2 h 3 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
+
+
+def words(name: str) -> str:
+    """The name of a field as words: ``bits_per_character`` becomes ``bits per character``."""
+    return name.replace("_", " ")
+
+
+def plain(value: object) -> str:
+    """One value of a JSON document as a short text."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return count(value)
+    if isinstance(value, float):
+        return figure(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(item) for item in value) or "—"
+    return str(value)
+
+
+def facts(document: Mapping, prefix: str = "") -> list[tuple[str, str]]:
+    """A nested JSON object as (name, text) pairs; inner names are joined with `` · ``."""
+    found = []
+    for name, value in document.items():
+        label = f"{prefix}{words(str(name))}"
+        found += facts(value, f"{label} · ") if isinstance(value, Mapping) else [(label, plain(value))]
+    return found
+
+
+def json_blob(value: object) -> Markup:
+    """JSON that may stand inside a ``<script>`` element whatever texts are in it."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
+
+
+def page(template: str, **values: object) -> str:
+    """Fill an HTML template; every value is escaped but ``Markup``.
+
+    Args:
+        template: file name in ``templates/``.
+        values: what the template names; a name that is missing is an error.
+    """
+    return _environment(html=True).get_template(template).render(values)
+
+
+def document(template: str, **values: object) -> str:
+    """Fill a plain-text template, without escaping."""
+    return _environment(html=False).get_template(template).render(values)
+
+
+def asset(name: str) -> Markup:
+    """Text of our own style sheet or script, to be put into a page as it is."""
+    return Markup((_TEMPLATES / name).read_text(encoding="utf-8"))
+
+
+@cache
+def _environment(html: bool) -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=html,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.globals["asset"] = asset
+    environment.filters.update(count=count, figure=figure, duration=duration, words=words, plain=plain)
+    return environment

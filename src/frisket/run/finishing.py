@@ -1,0 +1,210 @@
+"""The end of a run: save, reload and compare, add up, write the report."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from frisket import __version__
+from frisket.adapt import peft
+from frisket.attend.pack import pack
+from frisket.data.dataset import Dataset
+from frisket.errors import CheckError
+from frisket.hf import load
+from frisket.hf.forward import Model, hidden_states
+from frisket.hf.heads import head_of
+from frisket.recipe import Recipe, dump
+from frisket.report.card import model_card
+from frisket.report.mask_view import mask_fragment
+from frisket.report.page import report_page
+from frisket.run.overfit import Verdict
+from frisket.run.prepare import Prepared
+from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, sample_rows
+from frisket.train.checks import Checks
+from frisket.train.loop import Totals
+from frisket.types import Rows, total
+
+if TYPE_CHECKING:
+    from frisket.run.training import Loaded
+
+RELOAD_BAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-5}
+
+
+def check_moved(start: Mapping[str, Tensor], masters: Mapping[str, Tensor], steps: int) -> None:
+    """Refuse to save what did not move or is not finite.
+
+    Raises:
+        CheckError: every weight is what it was, or one is not finite.
+    """
+    broken = [name for name, value in masters.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckError(
+            f"{len(broken)} trained tensors are not finite, first {broken[0]}; nothing was saved.\n"
+            "Use a lower train.learning_rate."
+        )
+    if steps and all(torch.equal(start[name], value.to(start[name].dtype)) for name, value in masters.items()):
+        raise CheckError(
+            f"after {steps} steps every trained weight is what it was at the start; nothing was saved.\n"
+            "Use a higher train.learning_rate."
+        )
+
+
+def save_and_verify(
+    out: Path, prepared: Prepared, loaded: "Loaded", checks: Checks
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write the adapter or the model, load it again, and compare logits on real rows.
+
+    Returns:
+        Artifacts (name to path in ``out``) and all checks in words.
+
+    Raises:
+        CheckError: what was read back is not what was trained.
+    """
+    rows = _real_rows(prepared)
+    trained = _logits(loaded.model, rows, loaded.laying.backend)
+    is_full = prepared.recipe.adapt.method == "full"
+    name = "model" if is_full else "adapter"
+    partial, final = out / f"{name}.partial", out / name
+    shutil.rmtree(partial, ignore_errors=True)
+    if is_full:
+        again = save_full(prepared, loaded, partial, rows)
+        bar = RELOAD_BAR[loaded.compute] if loaded.base_dtype == loaded.compute else RELOAD_BAR[torch.bfloat16]
+    else:
+        again = _save_adapter(prepared, loaded, partial, rows)
+        bar = RELOAD_BAR[loaded.compute]
+    difference, largest = float((again - trained).abs().max()), float(trained.abs().max())
+    if not difference <= bar * max(1.0, largest):
+        raise CheckError(
+            f"{partial} was written, but loaded again it differs by {difference:.2g} in a logit (allowed: "
+            f"{bar * max(1.0, largest):.2g})."
+        )
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+    return {name: name}, {**checks.as_dict(), "reload": f"{difference:.2g} of {bar * max(1.0, largest):.2g} allowed"}
+
+
+def save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
+    """Write a fully fine-tuned model in the base's type and return the logits of what was written."""
+    recipe = prepared.recipe
+    if recipe.model.path:
+        fresh = load.load_model(recipe.model, torch.promote_types(loaded.base_dtype, torch.float32), loaded.device)
+        parameters = dict(fresh.named_parameters())
+        with torch.no_grad():
+            for name, master in loaded.optimizer.masters.items():
+                parameters[name].copy_(master)
+        load.save_model(fresh, prepared.tokenizer, target, loaded.base_dtype)
+        del fresh, parameters
+    again = load.load_model(recipe.model.model_copy(update={"path": str(target)}), loaded.compute, loaded.device)
+    return _logits(again, rows, loaded.laying.backend)
+
+
+def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
+    """Write the adapter, put it on the bare base as PEFT would, and return the logits of that."""
+    loaded.attached.save(target, loaded.optimizer.masters)
+    peft.saved_tensors(target)
+    prepared.tokenizer.save_pretrained(target)
+    loaded.attached.detach()
+    again = peft.load_adapter(loaded.model, target)
+    load.cast_parameters(loaded.model, loaded.compute)
+    logits = _logits(loaded.model, rows, loaded.laying.backend)
+    again.detach()
+    return logits
+
+
+def summarise(
+    recipe: Recipe,
+    prepared: Prepared,
+    loaded: "Loaded",
+    totals: Totals,
+    measured: dict,
+    checks: dict[str, str],
+    artifacts: dict[str, str],
+    seconds: dict[str, float],
+    verdict: Verdict | None,
+) -> dict:
+    """``summary.json``: what the run was, cost, learned and forgot."""
+    ledgers = prepared.ledger_of_steps(totals.step)
+    moving = sum(p.numel() for p in loaded.optimizer.masters.values())
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    seconds = {name: round(value, 3) for name, value in seconds.items()}
+    train_seconds = max(totals.seconds, 1e-9)
+    tokens = total(ledgers).as_dict() | {"sources": [ledger.as_dict() for ledger in ledgers]}
+    return {
+        "frisket": __version__,
+        "recipe": recipe.name or "recipe",
+        "model": {"path": recipe.model.path, "parameters": parameters, "moving": moving, "method": recipe.adapt.method},
+        "data": [
+            {"path": source.path, "format": text, "samples": int((prepared.dataset.source_of == i).sum())}
+            for i, (source, text) in enumerate(zip(recipe.data, prepared.dataset.formats, strict=True))
+        ],
+        "steps": totals.step,
+        "loss": totals.last.loss if totals.last else None,
+        "learning": measured.get("learning", {}),
+        "forgetting": measured.get("forgetting", {}),
+        "tokens": tokens,
+        "rates": {
+            "real_tokens_per_second": round(totals.tokens["flat"] / train_seconds, 1),
+            "computed_tokens_per_second": round(totals.tokens["computed"] / train_seconds, 1),
+            "supervised_tokens_per_second": round(totals.tokens["supervised"] / train_seconds, 1),
+        },
+        "seconds": {**seconds, "steps": round(totals.seconds, 3)},
+        "checks": checks,
+        "artifacts": {**artifacts, "report": "report.html", "card": "README.md"},
+        "examples": measured.get("examples", []),
+        **({"overfit": verdict.text} if verdict else {}),
+    }
+
+
+def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -> None:
+    """``report.html`` and the model card; the next command is added to the summary."""
+    summary["next"] = f"frisket generate {out} --chat"
+    environment = json.loads((out / "environment.json").read_text())
+    metrics, timings = (_lines(out / f"{name}.jsonl") for name in ("metrics", "timings"))
+    rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS)
+    page = report_page(summary, metrics, timings, mask_fragment(rows, truncated_note=note), dump(recipe), environment)
+    (out / "report.html").write_text(page, encoding="utf-8")
+    (out / "README.md").write_text(model_card(summary, dump(recipe), environment), encoding="utf-8")
+
+
+def write_dropped(out: Path, dropped: list[dict]) -> None:
+    """``dropped.jsonl``: every sample that was left out, with the reason."""
+    if dropped:
+        (out / "dropped.jsonl").write_text(
+            "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped), encoding="utf-8"
+        )
+
+
+@torch.no_grad()
+def _logits(model: Model, rows: Rows, backend: str) -> Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        return head_of(model).logits(hidden_states(model, rows, backend))
+    finally:
+        model.train(was_training)
+
+
+def _real_rows(prepared: Prepared, tokens: int = 512) -> Rows:
+    """A real sample of a manageable length."""
+    dataset: Dataset = prepared.dataset
+    chosen = min(dataset.train[:200], key=lambda i: abs(int(dataset.lengths[i]) - tokens))
+    sequence = dataset[int(chosen)]
+    if len(sequence) > 4 * tokens:
+        sequence = replace(
+            sequence,
+            **{
+                name: getattr(sequence, name)[:tokens]
+                for name in ("input_ids", "roles", "turns", "marks", "data_weights")
+            },
+        )
+    return pack([sequence], "alone", tokens)[0]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

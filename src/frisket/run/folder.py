@@ -1,0 +1,178 @@
+"""The run folder: who may write to it, what a resumed run finds there, what every run leaves there."""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from frisket import __version__
+from frisket.errors import ConfigError
+from frisket.hf.load import versions
+from frisket.recipe import RECIPE_FILE, Recipe, dump
+from frisket.train import checkpoint
+
+LOCK = "run.lock"
+SUMMARY = "summary.json"
+# What a resumed run may change: nothing of it touches the weights.
+_MAY_CHANGE = {"train": {"save_every", "keep", "tensorboard", "threads"}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies in the output folder.
+
+    Attributes:
+        checkpoint: newest complete checkpoint, or None to start afresh.
+        is_finished: the run has ended; nothing is to be done.
+    """
+
+    checkpoint: Path | None
+    is_finished: bool
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Hash of all that decides the weights."""
+    given = recipe.model_dump(mode="json", exclude={"evaluate", "name"})
+    for section, names in _MAY_CHANGE.items():
+        for name in names:
+            given[section].pop(name, None)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def look(out: Path, recipe: Recipe, resume: bool) -> Found:
+    """Decide what an output folder means for this run.
+
+    Raises:
+        ConfigError: it is in use, or is not ours to write to.
+    """
+    if not out.exists() or not any(out.iterdir()):
+        return Found(None, False)
+    if not out.is_dir():
+        raise ConfigError(f"--out {out} is a file.\nGive a folder: --out {out}-run")
+    _refuse_if_running(out)
+    if not resume:
+        raise ConfigError(
+            f"--out {out} is not empty.\nContinue it with --resume, or give another folder: --out {out}-2"
+        )
+    if not (out / RECIPE_FILE).exists():
+        raise ConfigError(
+            f"--out {out} holds no run of frisket (no {RECIPE_FILE}).\nGive another folder: --out {out}-2"
+        )
+    from frisket.recipe import load_recipe
+
+    if recipe_hash(load_recipe(out)) != recipe_hash(recipe):
+        raise ConfigError(
+            f"--out {out} holds a run of another recipe (see {out / RECIPE_FILE}).\nGive another folder: --out {out}-2"
+        )
+    checkpoint.clean(out)
+    if (out / SUMMARY).exists():
+        return Found(None, True)
+    found = checkpoint.complete(out)
+    return Found(found[-1] if found else None, False)
+
+
+@contextmanager
+def claimed(out: Path, recipe: Recipe) -> Iterator[None]:
+    """Hold the folder while a run writes to it; a folder in which no step was made is left as it was found."""
+    was_there = out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    lock = out / LOCK
+    lock.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
+    (out / RECIPE_FILE).write_text(dump(recipe))
+    try:
+        yield
+    except BaseException:
+        if not was_there and not checkpoint.complete(out):
+            shutil.rmtree(out, ignore_errors=True)
+        raise
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def machine(device: torch.device) -> str:
+    """What byte-identical resume is promised for: processor, thread count, torch."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def environment(device: torch.device, compute: torch.dtype, fingerprint: str) -> dict:
+    """What the run ran on, for ``environment.json``."""
+    return {
+        "frisket": __version__,
+        **versions(),
+        "platform": platform.platform(),
+        "machine": machine(device),
+        "device": str(device),
+        "compute": str(compute).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "data": fingerprint,
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write beside, then rename: a reader sees the old file or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+def read_json(path: Path) -> dict:
+    """What ``write_json`` wrote."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _refuse_if_running(out: Path) -> None:
+    lock = out / LOCK
+    if not lock.exists():
+        return
+    try:
+        held = json.loads(lock.read_text())
+    except ValueError:
+        held = {}
+    if held.get("host") == platform.node() and held.get("pid") != os.getpid() and _is_alive(held.get("pid")):
+        raise ConfigError(
+            f"--out {out} is in use by process {held['pid']}.\nWait for it, or give another folder: --out {out}-2"
+        )
+    lock.unlink(missing_ok=True)
+
+
+def _is_alive(pid: int | None) -> bool:
+    if not pid:
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the source tree that frisket runs from, if it is one."""
+    head = Path(__file__).parents[3] / ".git" / "HEAD"
+    if not head.exists():
+        return None
+    text = head.read_text().strip()
+    if not text.startswith("ref: "):
+        return text
+    ref = head.parent / text[5:]
+    return ref.read_text().strip() if ref.exists() else None

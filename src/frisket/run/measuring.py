@@ -1,0 +1,262 @@
+"""Which sets are measured, before, during and after training; the composition of ``evaluate/`` with the data."""
+
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from frisket import bundled
+from frisket.adapt.base import Attached
+from frisket.attend.pack import pack
+from frisket.data.chat import ANSWER_ROLES, encode_many, prompt_ids
+from frisket.data.problem import Problem
+from frisket.data.settings import SourceSettings
+from frisket.data.source import read_conversations
+from frisket.errors import DataError, UnsupportedError, gather
+from frisket.evaluate import forgetting, learning
+from frisket.evaluate.compare import one_side
+from frisket.evaluate.losses import Instruments
+from frisket.evaluate.settings import EvaluateSettings, ForgettingSettings, LearningSettings
+from frisket.generate.sample import pad_id_of, stop_ids_of
+from frisket.hf.forward import Model
+from frisket.recipe import Recipe
+from frisket.run.prepare import Prepared, Records
+from frisket.supervise.policies import token_weights
+from frisket.supervise.predictions import Weighted
+from frisket.train.step import Laying
+from frisket.types import Conversation, Provenance
+from frisket.watch import Watcher
+
+BUNDLED_SETS = {"bundled": bundled.eval_path, "bundled-unseen": bundled.unseen_path}
+HOLD_OUT = LearningSettings(name="hold-out")
+TAUGHT = LearningSettings(name="taught", path="bundled", metric="exact_match", by="skill", max_new_tokens=48)
+UNSEEN = LearningSettings(name="unseen", path="bundled-unseen", metric="exact_match", max_new_tokens=48)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """Everything that a run measures."""
+
+    settings: EvaluateSettings
+    learning: tuple[learning.LearningSet, ...]
+    forgetting: tuple[forgetting.ForgettingSet, ...]
+    instruments: Instruments
+
+
+@dataclass(frozen=True)
+class Before:
+    """What was measured of the base."""
+
+    learning: tuple[learning.LearningScores, ...]
+    forgetting: tuple[forgetting.BaseScores, ...]
+    seconds: float
+
+
+def make_sets(
+    prepared: Prepared, model: Model, laying: Laying, watcher: Watcher, records: Records | None
+) -> Sets | None:
+    """Read and encode all sets of the recipe; None where it says ``evaluate: off``.
+
+    Raises:
+        DataError: a set cannot be used.
+    """
+    settings = prepared.recipe.evaluate
+    if settings is None:
+        return None
+    entries = settings.learning if settings.learning is not None else default_learning(prepared)
+    learning_sets = tuple(_learning_set(prepared, entry, index, records) for index, entry in enumerate(entries))
+    forgetting_sets = tuple(_forgetting_set(prepared, entry, index) for index, entry in enumerate(settings.forgetting))
+    for note in (note for each in forgetting_sets for note in each.notes):
+        watcher.say(note)
+    return Sets(settings, learning_sets, forgetting_sets, make_instruments(prepared, model, laying, watcher))
+
+
+def make_instruments(prepared: Prepared, model: Model, laying: Laying, watcher: Watcher) -> Instruments:
+    """How this run measures: its own attention for losses, the model's own for answers."""
+    batch_tokens = prepared.recipe.evaluate.batch_tokens if prepared.recipe.evaluate else 8192
+    arrangement = "alone" if laying.arrangement == "alone" else "isolated"
+    return Instruments(
+        prepared.tokenizer,
+        stop_ids_of(model, end_of_turn_ids(prepared)),
+        pad_id_of(prepared.tokenizer),
+        partial(pack, arrangement=arrangement, row_tokens=batch_tokens),
+        batch_tokens,
+        laying.backend,
+        laying.chunk_tokens,
+        watcher,
+    )
+
+
+def default_learning(prepared: Prepared) -> tuple[LearningSettings, ...]:
+    """The bundled instructions bring their own sets; everything else is measured on its hold-out."""
+    bundled_only = all(source.path == "bundled" for source in prepared.recipe.data)
+    if bundled_only:
+        return (TAUGHT, UNSEEN)
+    return (HOLD_OUT,) if len(prepared.dataset.held_out) else ()
+
+
+def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> Before:
+    """Measure the base, within the time budget, and keep what the comparison needs of it."""
+    started = time.perf_counter()
+    shares = len(sets.learning) + len(sets.forgetting)
+
+    def share(done: int) -> float:
+        left = sets.settings.budget_seconds - (time.perf_counter() - started)
+        return max(1.0, left / (shares - done))
+
+    scores = tuple(
+        learning.measure(model, each, sets.instruments, seconds=share(done), seed=seed)
+        for done, each in enumerate(sets.learning)
+    )
+    bases = tuple(
+        forgetting.measure_base(
+            model,
+            each,
+            sets.instruments,
+            keep_base=not _keeps_base(attached),
+            seconds=share(len(scores) + done),
+            seed=seed,
+        )
+        for done, each in enumerate(sets.forgetting)
+    )
+    return Before(scores, bases, time.perf_counter() - started)
+
+
+def measure_after(model: Model, sets: Sets, before: Before, attached: Attached) -> dict:
+    """Measure the same again; the entries ``learning``, ``forgetting`` and ``examples`` of ``summary.json``."""
+    told: dict = {"learning": {}, "forgetting": {}, "examples": []}
+    for each, scores in zip(sets.learning, before.learning, strict=True):
+        after = learning.measure(model, each, sets.instruments, samples=scores.samples)
+        told["learning"][each.settings.name] = learning.compared(each, scores, after)
+        told["examples"] += [{"set": each.settings.name, **shown} for shown in learning.examples(each, scores, after)]
+    is_exact = _keeps_base(attached)
+    for each, base in zip(sets.forgetting, before.forgetting, strict=True):
+        tuned = forgetting.measure_tuned(
+            model, each, base, sets.instruments, switched_off=attached.switched_off if is_exact else None
+        )
+        told["forgetting"][each.settings.name] = forgetting.compared(each, base, tuned, is_exact=is_exact)
+    return told
+
+
+def measure_now(model: Model, sets: Sets, before: Before) -> dict:
+    """The learning sets at a moment of training, for ``evaluations.jsonl``."""
+    return {
+        each.settings.name: one_side(learning.measure(model, each, sets.instruments, samples=scores.samples).measures)
+        for each, scores in zip(sets.learning, before.learning, strict=True)
+    }
+
+
+def end_of_turn_ids(prepared: Prepared) -> set[int]:
+    """Tokens with which the chat template ends an assistant's turn, as the first samples show."""
+    found: set[int] = set()
+    for index in prepared.dataset.train[:50]:
+        sequence = prepared.dataset[int(index)]
+        found.update(int(i) for i in sequence.input_ids[sequence.roles == Provenance.END_OF_TURN])
+    return found
+
+
+def read_weighted(
+    prepared: Prepared, source: SourceSettings, recipe: Recipe
+) -> tuple[list[Conversation], list[Weighted]]:
+    """Read, encode and weigh a file that is only measured.
+
+    Raises:
+        DataError: samples that cannot be used, gathered.
+    """
+    reading = read_conversations(source, 0)
+    problems: list[Problem] = list(reading.problems)
+    kept, weighted = [], []
+    for conversation, encoded in zip(
+        reading.conversations, encode_many(reading.conversations, prepared.template, prepared.tokenizer), strict=True
+    ):
+        if isinstance(encoded, Problem):
+            problems.append(encoded)
+        elif prepared.context is None or len(encoded.sequence) <= prepared.context:
+            kept.append(conversation)
+            weighted.append((encoded.sequence, token_weights(encoded.sequence, recipe.supervise)))
+        else:
+            problems.append(
+                Problem(conversation.place, f"{len(encoded.sequence):,} tokens; the model takes {prepared.context:,}")
+            )
+    if problems:
+        lines = [f"{problem.place}: {problem.message}" for problem in problems]
+        raise DataError(gather(lines, f"{source.path}: {len(problems)} samples cannot be measured."))
+    return kept, weighted
+
+
+def _learning_set(
+    prepared: Prepared, entry: LearningSettings, index: int, records: Records | None
+) -> learning.LearningSet:
+    render = partial(_prompt_ids, prepared)
+    if entry.path is None:
+        conversations, weighted = _held_out(prepared, entry, records)
+    else:
+        path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
+        source = SourceSettings(path=path, prompt=entry.prompt, completion=entry.completion, limit=entry.limit)
+        conversations, weighted = read_weighted(prepared, source, prepared.recipe)
+    return learning.learning_set(entry, conversations, weighted, render, index)
+
+
+def _held_out(
+    prepared: Prepared, entry: LearningSettings, records: Records | None
+) -> tuple[list[Conversation], list[Weighted]]:
+    """The hold-out; its messages are read again where answers or columns are wanted."""
+    dataset = prepared.dataset
+    if not len(dataset.held_out):
+        raise DataError(
+            f"evaluate.learning: {entry.name!r} measures the hold-out, and nothing is held out.\n"
+            "Use data.0.hold_out=0.02, or give it a path."
+        )
+    weighted = [prepared.weighted(int(i)) for i in dataset.held_out]
+    if entry.metric == "loss" and entry.by is None:
+        return [Conversation(dataset.sample_ids[i], 0, dataset.place(i), 0) for i in dataset.held_out], weighted
+    known: dict[str, Conversation] = {}
+    for index, source in enumerate(prepared.recipe.data):
+        reading = read_conversations(source, index, records[index] if records else None)
+        known |= {conversation.sample_id: conversation for conversation in reading.conversations}
+    return [known[dataset.sample_ids[i]] for i in dataset.held_out], weighted
+
+
+def _forgetting_set(prepared: Prepared, entry: ForgettingSettings, index: int) -> forgetting.ForgettingSet:
+    samples: Seq[Weighted] = ()
+    if entry.path is not None and Path(entry.path).suffix in (".jsonl", ".json", ".parquet", ".csv"):
+        _, samples = read_weighted(prepared, SourceSettings(path=entry.path), prepared.recipe)
+    return forgetting.forgetting_set(
+        entry,
+        prepared.tokenizer,
+        prompts=own_prompts(prepared, 4 * entry.prompts),
+        samples=samples,
+        context=prepared.context,
+        seed=prepared.recipe.train.seed,
+        index=index,
+    )
+
+
+def own_prompts(prepared: Prepared, count: int) -> list[list[int]]:
+    """Prompts of the user's own samples: the tokens before the first answer; of raw text its first half, at most 64."""
+    dataset = prepared.dataset
+    candidates = [*dataset.held_out, *dataset.train][:count]
+    prompts = []
+    for index in candidates:
+        sequence = dataset[int(index)]
+        answers = np.flatnonzero(np.isin(sequence.roles, ANSWER_ROLES))
+        end = int(answers[0]) if len(answers) else min(64, len(sequence) // 2)
+        if end:
+            prompts.append(sequence.input_ids[:end].tolist())
+    return prompts
+
+
+def _prompt_ids(prepared: Prepared, messages: Seq, tools: Seq) -> list[int]:
+    return prompt_ids(messages, prepared.template, prepared.tokenizer, tools)
+
+
+def _keeps_base(attached: Attached) -> bool:
+    """Whether the base can still be computed after training."""
+    try:
+        with attached.switched_off():
+            return True
+    except UnsupportedError:
+        return False

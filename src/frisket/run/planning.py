@@ -1,0 +1,129 @@
+"""`frisket plan`: what training would do, before paying for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from frisket.errors import UnsupportedError
+from frisket.hf import load
+from frisket.recipe import Recipe
+from frisket.run.prepare import Prepared, prepare
+from frisket.run.training import every_steps, peak_rate
+from frisket.train.step import lay_out
+from frisket.types import Ledger, total
+from frisket.watch import Watcher
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Attributes:
+        ledgers: one a source, over the planned steps.
+        rows: rows of the first step.
+        fill: share of the first step's row tokens that are not padding.
+        moving: parameters that would move, None where the method cannot be attached without weights.
+    """
+
+    recipe: Recipe
+    steps: int
+    samples: int
+    held_out: int
+    longest: int
+    ledgers: tuple[Ledger, ...]
+    rows: int
+    fill: float
+    moving: int | None
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for ``--json``."""
+        whole = total(self.ledgers)
+        return {
+            "steps": self.steps,
+            "samples": self.samples,
+            "held_out": self.held_out,
+            "longest": self.longest,
+            "tokens": whole.as_dict() | {"sources": [ledger.as_dict() for ledger in self.ledgers]},
+            "attend": {"rows_of_first_step": self.rows, "fill": round(self.fill, 4), "flat_tokens": whole.flat},
+            "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
+            "train": {
+                "learning_rate": peak_rate(self.recipe),
+                "save_steps": every_steps(self.recipe.train.save_every, self.steps),
+            },
+        }
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        whole = total(self.ledgers)
+        taught = sum(whole.taught.values())
+        kept = taught + sum(whole.untaught.values())
+        moving = "" if self.moving is None else f", {self.moving:,} move ({100 * self.moving / self.parameters:.2f} %)"
+        return [
+            f"samples    {self.samples:,} train, {self.held_out:,} held out, longest {self.longest:,} tokens",
+            f"tokens     {whole.read:,} read = {whole.dropped:,} dropped + {whole.truncated:,} truncated + "
+            f"{whole.held_out:,} held out "
+            f"+ {whole.other_objective:,} other objective + {taught:,} taught + {kept - taught:,} untaught",
+            *(f"  taught   {name}: {count:,}" for name, count in whole.taught.items()),
+            f"steps      {self.steps:,} of about {self.recipe.train.step_tokens:,} tokens, {whole.flat:,} in all",
+            f"rows       {self.rows} in the first step, {100 * self.fill:.1f} % full",
+            f"model      {self.recipe.model.path}: {self.parameters:,} parameters{moving}",
+            f"rate       {peak_rate(self.recipe):g} ({self._rate_source()})",
+        ]
+
+    def _rate_source(self) -> str:
+        return self.recipe.adapt.rate_source if self.recipe.train.learning_rate == "auto" else "as the recipe says"
+
+
+def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
+    """Read and tokenise the data, lay out the first step, count what would move.
+
+    Raises:
+        FrisketError: whatever training would refuse before its first step, but for checks that need the weights.
+    """
+    prepared = prepare(recipe, watcher)
+    first = lay_out(
+        [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
+        prepared.laying,
+        recipe.supervise.normaliser,
+    )
+    moving, parameters = _parameters(recipe, prepared)
+    lengths = prepared.dataset.lengths
+    return Plan(
+        recipe,
+        prepared.total_steps,
+        sum(len(family) for family in prepared.order.families),
+        len(prepared.dataset.held_out),
+        int(lengths.max()),
+        prepared.ledger_of_steps(prepared.total_steps),
+        sum(len(m.rows.input_ids) for m in first.micro_batches),
+        first.flat_tokens / first.computed_tokens,
+        moving,
+        parameters,
+    )
+
+
+def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:
+    """Dotted path of every module with parameters, and how many it has: what ``adapt.where`` matches."""
+    with torch.device("meta"):
+        model = load.empty_model(load.load_config(recipe.model))
+    return {
+        name: sum(p.numel() for p in module.parameters())
+        for name, module in model.named_modules()
+        if name and any(True for _ in module.parameters())
+    }
+
+
+def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
+    """Moving and all parameters, counted without loading a weight."""
+    with torch.device("meta"):
+        model = load.empty_model(prepared.config)
+        parameters = sum(p.numel() for p in model.parameters())
+        try:
+            attached = recipe.adapt.attach(model, torch.Generator(device="cpu").manual_seed(0))
+        except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
+            return None, parameters
+        except UnsupportedError:
+            raise
+    return sum(p.numel() for p in attached.parameters().values()), parameters

@@ -1,0 +1,341 @@
+"""The composition root of training: recipe to objects to loop, and what is proven before the first step."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from frisket.adapt.base import Attached
+from frisket.errors import CheckError
+from frisket.hf import load
+from frisket.hf.forward import Model
+from frisket.recipe import Recipe
+from frisket.run import finishing, folder, measuring
+from frisket.run.overfit import GOOD_LOSS, Verdict, explain
+from frisket.run.prepare import Prepared, Records, prepare
+from frisket.train import checkpoint
+from frisket.train.checks import Checks, check_model
+from frisket.train.loop import Run, run_loop
+from frisket.train.memory import choose_recompute, recompute_layers
+from frisket.train.optim import Optimizer
+from frisket.train.settings import TrainSettings
+from frisket.train.step import Laying, lay_out, micro_batch_loss
+from frisket.watch import Silent, StepRecord, Watcher
+
+LONG_RUN_SECONDS = 30 * 60
+SHORT_RUN_SECONDS = 10 * 60
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to train.
+
+    Attributes:
+        base_dtype: type that the base's files hold, for merging and saving.
+        compute: type that the model computes in.
+    """
+
+    model: Model
+    attached: Attached
+    optimizer: Optimizer
+    laying: Laying
+    device: torch.device
+    compute: torch.dtype
+    base_dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a caller hands over instead of paths.
+
+    Attributes:
+        start: checkpoint of an earlier stage, whose weights (not its optimizer) this run begins with.
+    """
+
+    model: Model | None = None
+    tokenizer: Any = None
+    records: Records | None = None
+    on_step: Callable[[StepRecord], None] | None = None
+    start: Path | None = None
+
+
+_NOTHING, _SILENT = Given(), Silent()
+
+
+def train_one(
+    recipe: Recipe, out: Path, found: folder.Found, given: Given, overfit: int | None, watcher: Watcher
+) -> dict:
+    """Train one stage into ``out`` and return its summary.
+
+    Raises:
+        FrisketError: something that must be mended before, or that went wrong and was caught.
+    """
+    began = time.perf_counter()
+    settings = recipe.train
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    prepared = prepare(
+        recipe,
+        watcher,
+        tokenizer=given.tokenizer,
+        config=given.model.config if given.model else None,
+        records=given.records,
+        overfit=overfit,
+    )
+    loaded = load_ready(recipe, prepared, given.model, watcher)
+    checks = check_before(prepared, loaded, watcher)
+    with folder.claimed(out, recipe):
+        folder.write_json(
+            out / "environment.json", folder.environment(loaded.device, loaded.compute, prepared.dataset.fingerprint)
+        )
+        finishing.write_dropped(out, prepared.dataset.dropped)
+        sets = (
+            measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
+        )
+        before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
+        if given.start is not None:
+            loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
+        start_values = loaded.attached.state()
+        start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
+        say_speed(prepared, loaded, start.step if start else 0, watcher)
+        run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
+        if sets and before:
+            run = replace(run, evaluate=lambda step: _evaluate_during(loaded.model, sets, before, out, step))
+        training_began = time.perf_counter()
+        with _deterministic(settings, loaded.device):
+            totals = run_loop(run, start)
+        training = time.perf_counter() - training_began
+        measured = measuring.measure_after(loaded.model, sets, before, loaded.attached) if sets and before else {}
+        finishing.check_moved(start_values, loaded.optimizer.masters, totals.step)
+        artifacts, checks_told = finishing.save_and_verify(out, prepared, loaded, checks)
+        verdict = explain(prepared, loaded, totals) if overfit else None
+        seconds = {"total": time.perf_counter() - began, "training": training, "before": training_began - began}
+        summary = finishing.summarise(
+            recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict
+        )
+        finishing.write_report(out, summary, recipe, prepared)
+        folder.write_json(out / folder.SUMMARY, summary)
+    _raise_if_not_fitted(verdict)
+    return summary
+
+
+def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher) -> Loaded:
+    """Load the model, attach the method, make masters, choose what is recomputed."""
+    device = load.device_of(recipe.model.device) if model is None else model.device
+    compute = load.compute_type(recipe.train.compute, device)
+    if device.type not in ("cpu", "cuda"):
+        watcher.warn(f"device {device} was never tested with frisket")
+    method = recipe.adapt
+    wide = torch.promote_types(compute, torch.float32)
+    base_dtype = load.stored_dtype(recipe.model, model)
+    if model is None:
+        model = load.load_model(recipe.model, wide if method.method == "full" else compute, device)
+    else:
+        load.ready(model)
+        load.cast_parameters(model, wide if method.method == "full" else compute)
+    dropped_out = load.switch_off_dropout(model)
+    if dropped_out:
+        watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
+    rng = torch.Generator().manual_seed(recipe.train.seed)
+    attached = method.attach(model, rng)
+    laying = prepared.laying
+    if not attached.packs and laying.arrangement != "alone":
+        watcher.warn(f"{method.method}: not shown to be exact in packed rows, so every sample gets a row of its own")
+        laying = replace(laying, arrangement="alone")
+    if laying.arrangement == "alone" and attached.packs:
+        watcher.warn(
+            "the model has recurrent layers, which carry state from token to token: every sample gets a row of its own"
+        )
+    optimizer = Optimizer(attached.parameters(), recipe.train, compute)
+    load.cast_parameters(model, compute)
+    model.train()
+    layers = choose_recompute(recipe.train.recompute, model, laying, prepared.dataset.lengths, compute)
+    recompute_layers(model, layers)
+    moving = sum(p.numel() for p in attached.parameters().values())
+    total = sum(p.numel() for p in model.parameters())
+    base = total - (moving if method.method != "full" else 0)
+    watcher.say(
+        f"model      {recipe.model.path}: {base:,} parameters on {device} in {str(compute).removeprefix('torch.')}"
+    )
+    watcher.say(
+        f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
+    )
+    rows = {
+        "isolated": f"isolated in rows of {laying.row_tokens:,}",
+        "padded": "padded, one sample a row",
+        "alone": "one sample a row, one row at a time",
+    }
+    watcher.say(
+        f"attend     {rows[laying.arrangement]} tokens · backend {laying.backend}"
+        + (f" · {layers} layers recomputed" if layers else "")
+    )
+    return Loaded(model, attached, optimizer, laying, device, compute, base_dtype)
+
+
+def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks:
+    """Seam, conformance, isolation, on samples of the first step."""
+    first = next(iter(prepared.order.steps()))
+    samples = [prepared.dataset[int(i)] for i in first.samples[:64]]
+    checks = check_model(loaded.model, samples, loaded.laying)
+    watcher.say(f"checked    seam: {checks.seam} · own forward: {checks.conformance} · isolation: {checks.isolation}")
+    return checks
+
+
+def make_run(prepared: Prepared, loaded: Loaded, out: Path, given: Given, watcher: Watcher, *, overfit: bool) -> Run:
+    """Everything the loop needs."""
+    recipe, settings = prepared.recipe, prepared.recipe.train
+    if overfit:
+        settings = settings.model_copy(update={"schedule": "constant", "warmup": 0.0, "save_every": 0.0})
+    every = recipe.evaluate.every if recipe.evaluate else 0
+
+    def on_step(record: StepRecord) -> None:
+        watcher.step(record)
+        if given.on_step:
+            given.on_step(record)
+
+    return Run(
+        loaded.model,
+        loaded.attached,
+        loaded.optimizer,
+        prepared.order,
+        prepared.weighted,
+        loaded.laying,
+        recipe.supervise.normaliser,
+        settings,
+        peak_rate(recipe),
+        prepared.total_steps,
+        every_steps(settings.save_every, prepared.total_steps),
+        every_steps(every, prepared.total_steps),
+        out,
+        folder.recipe_hash(recipe),
+        folder.machine(loaded.device),
+        on_step,
+        enough=(lambda record: record.loss < GOOD_LOSS) if overfit else (lambda record: False),
+        tensorboard=out / "tensorboard" if settings.tensorboard else None,
+    )
+
+
+def peak_rate(recipe: Recipe) -> float:
+    """The recipe's rate, or the method's own default."""
+    rate = recipe.train.learning_rate
+    return recipe.adapt.rate if rate == "auto" else float(rate)
+
+
+def every_steps(every: float, total: int) -> int:
+    """Steps between two: a share of the run below 1, else the number itself; 0 for never."""
+    return max(1, math.ceil(every * total)) if 0 < every < 1 else int(every)
+
+
+def say_speed(prepared: Prepared, loaded: Loaded, done: int, watcher: Watcher) -> None:
+    """Time one micro-batch, and say how long the run will take before it begins."""
+    first = next(iter(prepared.order.steps()))
+    laid = lay_out(
+        [prepared.weighted(int(i)) for i in first.samples], loaded.laying, prepared.recipe.supervise.normaliser
+    )
+    middle = laid.micro_batches[len(laid.micro_batches) // 2]
+    started = 0.0
+    for _ in range(2):  # the first touches memory for the first time
+        started = time.perf_counter()
+        micro_batch_loss(loaded.model, loaded.attached, middle, loaded.laying).backward()
+        loaded.optimizer.clear()
+    seconds = time.perf_counter() - started
+    rate = middle.flat_tokens / seconds
+    left = prepared.total_steps - done
+    step_tokens = sum(int(prepared.dataset.lengths[step.samples].sum()) for step in prepared.order.epoch(0))
+    tokens = step_tokens / len(prepared.order.epoch(0)) * left
+    expected = tokens / rate
+    end = time.strftime("%H:%M", time.localtime(time.time() + expected))
+    watcher.say(
+        f"train      {left:,} steps, about {tokens:,.0f} tokens at {rate:,.0f} a second: {_duration(expected)}, until "
+        f"{end}"
+    )
+    if expected > LONG_RUN_SECONDS:
+        fitting = max(1, int(left * SHORT_RUN_SECONDS / expected))
+        watcher.say(f"           in 10 minutes: train.max_steps={fitting}")
+
+
+def _resumed(found: folder.Found, loaded: Loaded, machine: str, watcher: Watcher) -> checkpoint.State | None:
+    if found.checkpoint is None:
+        return None
+    state = checkpoint.load_state(found.checkpoint)
+    loaded.optimizer.load(*checkpoint.load_tensors(found.checkpoint))
+    watcher.say(f"resume     from step {state.step} of {state.total_steps}")
+    if state.machine != machine:
+        watcher.warn(f"the run began on {state.machine}; this is {machine}: the result will not be byte-identical")
+    return state
+
+
+def _evaluate_during(model: Model, sets: measuring.Sets, before: measuring.Before, out: Path, step: int) -> None:
+    with (out / "evaluations.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "learning": measuring.measure_now(model, sets, before)}) + "\n")
+
+
+class _deterministic:  # noqa: N801  reads as a word after `with`
+    """Deterministic kernels on CUDA where asked; a CPU needs none."""
+
+    def __init__(self, settings: TrainSettings, device: torch.device) -> None:
+        self._asked = settings.deterministic and device.type == "cuda"
+
+    def __enter__(self) -> None:
+        if self._asked:
+            torch.use_deterministic_algorithms(True)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._asked:
+            torch.use_deterministic_algorithms(False)
+
+
+def _matches(attached: Attached) -> str:
+    told = ", ".join(f"{pattern} ({count})" for pattern, count in attached.match.by_pattern.items())
+    return f"where {told} parameters of the base"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _raise_if_not_fitted(verdict: Verdict | None) -> None:
+    if verdict and not verdict.fitted:
+        raise CheckError(verdict.text)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    resume: bool = False,
+    overfit: int | None = None,
+    given: Given = _NOTHING,
+    watcher: Watcher = _SILENT,
+) -> dict:
+    """Train what the recipe says into ``out`` and return ``summary.json``.
+
+    Args:
+        recipe: with or without stages.
+        out: folder of the run; must not exist or be empty, unless ``resume``.
+        resume: continue from the newest complete checkpoint; a finished run is left alone.
+        overfit: train only on so many samples until the loss is below 0.05.
+        given: a model, tokenizer or records instead of paths.
+        watcher: is told what happens.
+
+    Raises:
+        FrisketError: see ``errors.py``; before the first step nothing is left behind.
+    """
+    found = folder.look(out, recipe, resume)
+    if found.is_finished:
+        watcher.say(f"{out} is finished; nothing to do. Look at it: {out / 'report.html'}")
+        return folder.read_json(out / folder.SUMMARY)
+    if resume and found.checkpoint is None:
+        watcher.say(f"resume     no complete checkpoint in {out}: starting afresh")
+    if recipe.stages:
+        from frisket.run.stages import train_stages
+
+        return train_stages(recipe, out, given, resume, watcher)
+    return train_one(recipe, out, found, given, overfit, watcher)

@@ -1,0 +1,215 @@
+"""The loop: take the next step's samples, lay them out, move the weights, write down what happened."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from frisket.adapt.base import Attached
+from frisket.data.loader import Order, Step, sample_hash
+from frisket.errors import CheckError, ConfigError
+from frisket.hf.forward import Model
+from frisket.supervise.predictions import Weighted
+from frisket.train import checkpoint
+from frisket.train.optim import Optimizer, rate_at
+from frisket.train.settings import TrainSettings
+from frisket.train.step import Laying, StepInput, lay_out, run_step
+from frisket.watch import StepRecord
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the loop needs; made by ``run.py``.
+
+    Attributes:
+        weighted: the sequence and target weights of a global sample index.
+        total_steps: steps of the whole run.
+        rate: peak learning rate.
+        save_steps: a checkpoint every so many steps; 0 for none in between.
+        evaluate_steps: call ``evaluate`` every so many steps; 0 for never.
+        enough: whether the run may end early.
+        tensorboard: folder of TensorBoard's events, or None.
+        recipe_hash: what must not change on resume.
+        machine: what byte-identical resume is promised for.
+    """
+
+    model: Model
+    attached: Attached
+    optimizer: Optimizer
+    order: Order
+    weighted: Callable[[int], Weighted]
+    laying: Laying
+    normaliser: str | float
+    settings: TrainSettings
+    rate: float
+    total_steps: int
+    save_steps: int
+    evaluate_steps: int
+    out: Path
+    recipe_hash: str
+    machine: str
+    on_step: Callable[[StepRecord], None] = lambda record: None
+    evaluate: Callable[[int], None] = lambda step: None
+    enough: Callable[[StepRecord], bool] = lambda record: False
+    tensorboard: Path | None = None
+
+
+@dataclass
+class Totals:
+    """What the run has used so far."""
+
+    step: int = 0
+    epoch: int = 0
+    index: int = -1
+    samples: str = ""
+    seconds: float = 0.0
+    tokens: dict[str, int] = field(default_factory=lambda: {"flat": 0, "computed": 0, "supervised": 0})
+    last: StepRecord | None = None
+
+
+def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
+    """Train until the last step.
+
+    Args:
+        run: what to do.
+        start: where to continue; its weights have been loaded already.
+
+    Raises:
+        CheckError: a step is not finite, or the data of a resumed run is not what it was.
+    """
+    totals = Totals()
+    if start is not None:
+        _check_same_samples(run, start)
+        totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, dict(start.tokens))
+    with _Record(run.out, totals.step, run.tensorboard) as record:
+        for step in run.order.steps(None if start is None else (start.epoch, start.index)):
+            if totals.step >= run.total_steps:
+                break
+            began = time.perf_counter()
+            laid = lay_out([run.weighted(i) for i in step.samples], run.laying, run.normaliser)
+            number = totals.step + 1
+            rate = rate_at(number, run.total_steps, run.rate, run.settings)
+            loss, norm = run_step(run.model, run.attached, run.optimizer, laid, run.laying, number=number, rate=rate)
+            seconds = time.perf_counter() - began
+            _add(totals, step, laid, seconds)
+            totals.last = StepRecord(
+                number,
+                run.total_steps,
+                step.epoch + (step.index + 1) / step.of,
+                loss,
+                laid.divisor,
+                rate,
+                norm,
+                laid.flat_tokens,
+                laid.computed_tokens,
+                laid.supervised_tokens,
+                seconds,
+            )
+            record(totals.last)
+            if run.save_steps and number % run.save_steps == 0 and number < run.total_steps:
+                save(run, totals)
+            run.on_step(totals.last)
+            if run.evaluate_steps and number % run.evaluate_steps == 0 and number < run.total_steps:
+                run.evaluate(number)
+            if run.enough(totals.last):
+                break
+    save(run, totals)
+    return totals
+
+
+def save(run: Run, totals: Totals) -> Path:
+    """Write a checkpoint of this moment."""
+    state = checkpoint.State(
+        totals.step,
+        totals.epoch,
+        totals.index,
+        totals.samples,
+        run.total_steps,
+        run.recipe_hash,
+        run.machine,
+        totals.seconds,
+        totals.tokens,
+    )
+    return checkpoint.save(run.out, state, run.optimizer.masters, run.optimizer.state(), run.settings.keep)
+
+
+def _add(totals: Totals, step: Step, laid: StepInput, seconds: float) -> None:
+    totals.step += 1
+    totals.epoch, totals.index = step.epoch, step.index
+    totals.samples = sample_hash(laid.sample_ids, totals.samples)
+    totals.seconds += seconds
+    for name, count in (
+        ("flat", laid.flat_tokens),
+        ("computed", laid.computed_tokens),
+        ("supervised", laid.supervised_tokens),
+    ):
+        totals.tokens[name] += count
+
+
+def _check_same_samples(run: Run, start: checkpoint.State) -> None:
+    """Recompute which samples were taken up to the checkpoint and compare.
+
+    Raises:
+        CheckError: they differ.
+    """
+    taken = ""
+    for step in _until(run.order.steps(), start.epoch, start.index):
+        taken = sample_hash([run.weighted(i)[0].sample_id for i in step.samples], taken)
+    if taken != start.samples:
+        raise CheckError(
+            f"the samples of the first {start.step} steps are not those that the checkpoint was made with: the data "
+            "changed.\n"
+            "Start afresh with another --out."
+        )
+
+
+def _until(steps: Iterator[Step], epoch: int, index: int) -> Iterator[Step]:
+    for step in steps:
+        yield step
+        if (step.epoch, step.index) >= (epoch, index):
+            return
+
+
+class _Record:
+    """``metrics.jsonl`` and ``timings.jsonl``; a resumed run first drops what lies after its checkpoint."""
+
+    def __init__(self, out: Path, done: int, tensorboard: Path | None) -> None:
+        self._events = _events(tensorboard)
+        self._paths = {name: out / f"{name}.jsonl" for name in ("metrics", "timings")}
+        for path in self._paths.values():
+            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+            path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done))
+
+    def __enter__(self) -> Callable[[StepRecord], None]:
+        self._files = {name: path.open("a", buffering=1) for name, path in self._paths.items()}
+        return self._write
+
+    def __exit__(self, *exception: object) -> None:
+        for file in self._files.values():
+            file.close()
+        if self._events:
+            self._events.close()
+
+    def _write(self, record: StepRecord) -> None:
+        self._files["metrics"].write(json.dumps(record.mathematics()) + "\n")
+        timing = {
+            "step": record.step,
+            "seconds": round(record.seconds, 4),
+            "real_tokens_per_second": round(record.flat_tokens / record.seconds, 1),
+        }
+        self._files["timings"].write(json.dumps(timing) + "\n")
+        if self._events:
+            for name in ("loss", "rate", "gradient_norm"):
+                self._events.add_scalar(f"train/{name}", getattr(record, name), record.step)
+
+
+def _events(folder: Path | None) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ConfigError("train.tensorboard needs the package: pip install 'frisket[tensorboard]'") from error
+    return SummaryWriter(str(folder))

@@ -1,0 +1,114 @@
+"""One optimizer step: rows, predictions, summed loss, one division, one move."""
+
+import math
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from frisket.adapt.base import Attached
+from frisket.attend.pack import Arrangement, pack
+from frisket.errors import CheckError
+from frisket.hf.forward import Model, hidden_states
+from frisket.hf.heads import head_of
+from frisket.supervise.loss import summed_loss
+from frisket.supervise.normaliser import normaliser
+from frisket.supervise.predictions import Weighted, predictions
+from frisket.train.optim import Optimizer
+from frisket.types import MicroBatch
+
+
+@dataclass(frozen=True)
+class Laying:
+    """How the samples of a step become micro-batches, and how their attention is computed."""
+
+    arrangement: Arrangement
+    row_tokens: int
+    micro_rows: int
+    backend: str
+    chunk_tokens: int
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """All of a step that is known before its first forward.
+
+    Attributes:
+        divisor: what the summed loss is divided by.
+        flat_tokens: tokens of the samples.
+        computed_tokens: tokens that go through the model, padding included.
+        supervised_tokens: targets with weight != 0, each sample's own.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    divisor: float
+    flat_tokens: int
+    computed_tokens: int
+    supervised_tokens: int
+    sample_ids: tuple[str, ...]
+
+
+def lay_out(samples: Seq[Weighted], laying: Laying, rule: str | float) -> StepInput:
+    """Do the host's part of a step: rows, predictions, normaliser.
+
+    Args:
+        samples: each sequence with its weights as targets.
+        rule: the normaliser's name or number.
+    """
+    named = {sequence.sample_id: (sequence, weights) for sequence, weights in samples}
+    batches = pack([sequence for sequence, _ in samples], laying.arrangement, laying.row_tokens, laying.micro_rows)
+    micro_batches = tuple(
+        MicroBatch(rows, predictions(rows, named), sum(len(named[leaf.sample_id][0]) for leaf in rows.leaves))
+        for rows in batches
+    )
+    weights = [w for _, w in samples]
+    return StepInput(
+        micro_batches,
+        normaliser(weights, rule),
+        sum(len(sequence) for sequence, _ in samples),
+        sum(rows.computed_tokens for rows in batches),
+        sum(int(np.count_nonzero(w)) for w in weights),
+        tuple(sequence.sample_id for sequence, _ in samples),
+    )
+
+
+def run_step(
+    model: Model, attached: Attached, optimizer: Optimizer, step: StepInput, laying: Laying, *, number: int, rate: float
+) -> tuple[float, float]:
+    """Move the weights once.
+
+    Returns:
+        The loss (sum over the normaliser) and the gradient's norm before clipping.
+
+    Raises:
+        CheckError: the loss or the gradient is not finite; nothing has moved.
+    """
+    loss = torch.zeros((), dtype=torch.float64)
+    for index, micro_batch in enumerate(step.micro_batches):
+        part = micro_batch_loss(model, attached, micro_batch, laying) / step.divisor
+        penalty = attached.penalty() if index == 0 else None
+        (part if penalty is None else part + penalty).backward()
+        loss += part.detach().double().cpu()
+        attached.after_backward(index)
+        optimizer.accumulate()
+    norm = optimizer.clip()
+    if not (math.isfinite(norm) and math.isfinite(float(loss))):
+        optimizer.clear()
+        raise CheckError(
+            f"step {number}: loss {float(loss):g}, gradient norm {norm:g}; the weights were not moved.\n"
+            f"Its samples: {', '.join(step.sample_ids[:5])}{' …' if len(step.sample_ids) > 5 else ''}.\n"
+            "Continue from the last checkpoint with a lower train.learning_rate, or train.compute=fp32."
+        )
+    attached.before_update()
+    optimizer.update(rate)
+    attached.after_update(number)
+    return float(loss), norm
+
+
+def micro_batch_loss(model: Model, attached: Attached, micro_batch: MicroBatch, laying: Laying) -> torch.Tensor:
+    """Summed loss of a micro-batch, the method's own included."""
+    hidden = hidden_states(model, micro_batch.rows, laying.backend)
+    loss = summed_loss(hidden, micro_batch.predictions, head_of(model), laying.chunk_tokens)
+    extra = attached.extra_loss(micro_batch.rows)
+    return loss if extra is None else loss + extra

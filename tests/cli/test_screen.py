@@ -1,0 +1,159 @@
+"""The screen: plain lines, the live display, the final screen at several widths."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from frisket.cli import final, screen, words
+from frisket.cli.screen import Screen, sparkline
+from frisket.watch import StepRecord
+
+from .conftest import SUMMARY
+
+
+def record(step: int, total: int = 30, loss: float | None = None) -> StepRecord:
+    value = 3.0 / step if loss is None else loss
+    return StepRecord(step, total, step / total, value, 10.0, 1e-4, 0.5, 10_000, 11_000, 2_500, 0.5)
+
+
+def plain(width: int = 100) -> tuple[Screen, io.StringIO]:
+    file = io.StringIO()
+    return Screen(Console(file=file, width=width, force_terminal=False)), file
+
+
+def test_plain_steps_come_every_ten_and_at_the_edges() -> None:
+    shown, file = plain()
+    for step in range(1, 31):
+        shown.step(record(step))
+    lines = file.getvalue().splitlines()
+    assert [line.split()[1] for line in lines[:-1]] == ["1/30", "10/30", "20/30", "30/30"]
+    assert "loss 0.3000  rate 1.00e-04  norm 0.500  20,000 real tokens/s (5,000 supervised)  10 s left" in lines[1]
+    assert lines[-1].strip() == "trained 30 steps in 15 s: loss 3.000 → 0.100, 20,000 real tokens/s"
+
+
+def test_slow_steps_are_shown_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, file = plain()
+    now = iter(range(0, 10_000, 20))
+    monkeypatch.setattr(screen.time, "monotonic", lambda: next(now))
+    for step in (1, 2, 3):
+        shown.step(record(step))
+    assert len(file.getvalue().splitlines()) == 3
+
+
+def test_a_second_stage_and_a_resumed_run_begin_anew() -> None:
+    shown, file = plain()
+    for step in (1, 2, 1, 2):
+        shown.step(record(step, total=2, loss=float(step)))
+    shown.step(record(7, total=7, loss=9.0))
+    closing = [line.strip() for line in file.getvalue().splitlines() if "trained" in line]
+    assert [line.partition(":")[2].split(",")[0] for line in closing] == [" loss 1.000 → 2.000"] * 2 + [
+        " loss 9.000 → 9.000"
+    ]
+
+
+def test_progress_leaves_a_line_only_where_it_was_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, file = plain()
+    with shown.progress("read", 5, "samples") as advance:
+        advance(5)
+    assert file.getvalue() == ""
+    now = [0.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+    with shown.progress("tokenise", 9000, "samples") as advance:
+        now[0] = 16.0
+        advance(4500)
+    assert [line.strip() for line in file.getvalue().splitlines()] == [
+        "tokenise: 4,500/9,000 samples · 16 s",
+        "tokenise: 4,500 samples · 16 s",
+    ]
+
+
+def test_lines_are_shown_as_they_are_and_warnings_stand_out() -> None:
+    shown, file = plain(width=40)
+    shown.head("frisket 0.1.0 · train")
+    shown.say("[bold]x[/bold] " + "y" * 60)
+    shown.warn("the tokenizer has no template")
+    assert file.getvalue().splitlines() == [
+        "frisket 0.1.0 · train",
+        "[bold]x[/bold] " + "y" * 60,
+        "warning the tokenizer has no template",
+    ]
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_live_panel_shows_bar_curve_and_rates_within_its_width(width: int) -> None:
+    paper = Console(file=io.StringIO(), width=width, color_system=None)
+    shown = Screen(Console(file=io.StringIO(), width=width, force_terminal=True))
+    with shown, shown.progress("evaluate", 600, "prompts") as advance:
+        for step in range(990, 1010):
+            shown.step(record(step, total=12_000, loss=2000.0 - step))
+        advance(60)
+        with paper.capture() as capture:
+            paper.print(shown._render())
+    text = capture.get()
+    for part in (
+        "training",
+        "1,009/12,000 steps · 20,000 real tokens/s · 1:31:36 left",
+        "loss 991.0000",
+        "█",
+        "60/600",
+    ):
+        assert part in text
+    assert "5,000 supervised tokens/s" in text
+    assert len([line for line in text.splitlines() if line.strip()]) == 3
+
+
+def test_the_live_display_ends_with_the_verb_even_after_an_error() -> None:
+    shown = Screen(Console(file=io.StringIO(), width=80, force_terminal=True))
+    shown.step(record(1))
+    assert shown._live is not None
+    with pytest.raises(KeyError), shown:
+        raise KeyError
+    assert shown._live is None
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
+    shown, file = plain(width)
+    shown.show_summary(SUMMARY, Path("out/demo"))
+    text = file.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= width
+    for part in (
+        "Echo a b", "the arguments", "Sort b a", "wanted: a b", "Twice: g o", "g = 4", "wanted: g g o o",
+        "1.2 %", "91.3 %", "88.9–93.4", "copy", "99.0 %", "3.410", "0.210",
+        "bits/character", "1.920", "KL to the base", "0.021",
+        "300", "30.0 %", "assistant 300", "7 samples", "800 computed + 100 shared",
+        "10,412 real, 3,102 supervised, 9,900 computed", "2:31 (training 1:55)", "120,000 of 2,800,000 weights (4.3 %)",
+        "seam passed", "out/demo/adapter", "out/demo/report.html", "frisket generate out/demo --chat",
+    ):  # fmt: skip
+        assert part in text, part
+    assert "Echo c" not in text
+    assert "wanted: c" not in text
+
+
+def test_a_sparse_summary_is_no_trouble() -> None:
+    shown, file = plain()
+    shown.show_summary({"next": "frisket view", "tokens": {}, "learning": {}}, Path("o"))
+    assert file.getvalue().strip() == "next  frisket view"
+
+
+def test_the_last_example_is_always_shown_and_groups_differ() -> None:
+    many = [{"group": group, "prompt": str(n)} for n, group in enumerate("aaabbbu")]
+    assert [example["prompt"] for example in final._chosen(many)] == ["0", "3", "6"]
+    same = [{"group": "a", "prompt": str(n)} for n in range(5)]
+    assert [example["prompt"] for example in final._chosen(same)] == ["0", "1", "4"]
+
+
+def test_sparkline() -> None:
+    assert sparkline([1.0], 8) == "▁"
+    assert sparkline([2.0, 2.0], 8) == "▁▁"
+    assert sparkline([float(n) for n in range(64)], 8) == "▁▂▃▄▅▆▇█"
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [words.duration(s) for s in (0, 9.96, 59.7, 61, 3600)] == ["0.0 s", "10.0 s", "60 s", "1:01", "1:00:00"]
+    assert [words.figure(v) for v in (0.0, -0.5, 1234.5, float("nan"))] == ["0", "-0.500", "1,234", "nan"]
+    assert words.shorten("  ", 5) == "(nothing)"
+    assert words.shorten("abcdefgh", 5) == "abcde…"
+    assert words.shorten("\n".join("abcdefghij"), 100, lines=2) == "a\nb…"

@@ -1,0 +1,243 @@
+import json
+import math
+import re
+from dataclasses import replace
+from itertools import chain, repeat
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frisket.report.mask_view import RowView, Target, mask_fragment, mask_view, totals, visible
+from frisket.types import Leaf
+
+HOSTILE = "</script><img src=x onerror=alert(1)>&\"'"
+FACTS = [("model", "bundled"), ("policy", "assistant")]
+
+
+def expanded(runs: list) -> list:
+    return list(chain.from_iterable(repeat(v, n) for v, n in zip(runs[::2], runs[1::2], strict=True)))
+
+
+def blob(outline) -> list[dict]:
+    return json.loads(outline.scripts[0])
+
+
+def test_page_is_well_nested_and_loads_nothing(rows, read, assert_offline):
+    outline = read(mask_view(rows, title="Rows", facts=FACTS, truncated_note=None))
+    assert_offline(outline)
+    assert len(outline.scripts) == 2
+    assert "policy" in outline.text
+
+
+def test_each_real_token_is_there_once_with_the_colour_of_its_weight(rows, read):
+    outline = read(mask_view(rows, title="Rows", facts=[], truncated_note=None))
+    styles = {0.0: "i", 1.0: "b", 0.25: "b p2", -0.5: "b n3"}
+    real = [(row, i) for row in rows for i, s in enumerate(row.segments) if s >= 0]
+    assert [style for style, _ in outline.tokens] == [styles[row.weights[i]] for row, i in real]
+    assert [text for _, text in outline.tokens] == [visible(row.pieces[i]) for row, i in real]
+
+
+def test_legend_names_every_weight_on_the_page(rows, read):
+    text = read(mask_fragment(rows)).text
+    for said in ("not taught", "weight -0.5 (pushed away)", "weight 0.25", "weight 1"):
+        assert said in text
+
+
+def test_totals_equal_the_values(rows, read):
+    found = {t.name: t for t in totals(rows)}
+    real = [(row, i) for row in rows for i, s in enumerate(row.segments) if s >= 0]
+    for name, t in found.items():
+        weights = [row.weights[i] for row, i in real if row.provenance[i] == name]
+        assert (t.tokens, t.taught) == (len(weights), sum(w != 0 for w in weights))
+        assert t.negative == sum(w < 0 for w in weights)
+        assert t.weight == pytest.approx(math.fsum(weights))
+    assert sum(t.tokens for t in found.values()) == len(real)
+    outline = read(mask_fragment(rows))
+    shown = {line[0]: line[1:4] for line in outline.cells}
+    assistant = found["assistant"]
+    assert shown["assistant"] == [str(assistant.tokens), str(assistant.taught), str(assistant.negative)]
+    assert shown["all"][0] == str(len(real))
+    assert "5 of padding" in outline.text
+
+
+@pytest.mark.parametrize("where", ["piece", "place", "provenance", "rule", "target", "title", "fact", "note"])
+def test_texts_from_outside_are_never_markup(packed, sample_tokens, read, assert_offline, where):
+    row = packed([sample_tokens("a b", "c", 1.0)])
+    n = len(row)
+    changed = {
+        "piece": replace(row, pieces=[HOSTILE] * n),
+        "place": replace(row, places={"0:1": HOSTILE}),
+        "provenance": replace(row, provenance=[HOSTILE] * n),
+        "rule": replace(row, rules=[HOSTILE] * n),
+        "target": replace(row, targets=[[Target(HOSTILE, 1, 1.0)]] * n),
+    }.get(where, row)
+    title, fact = (HOSTILE if where == w else "x" for w in ("title", "fact"))
+    note = HOSTILE if where == "note" else None
+    outline = read(mask_view([changed], title=title, facts=[(fact, fact)], truncated_note=note))
+    assert_offline(outline)
+    assert len(outline.scripts) == 2
+    assert outline.attributes("onerror") == []
+    if where == "rule":
+        assert set(expanded(blob(outline)[0]["rule"])) == {HOSTILE}
+    elif where == "target":
+        assert expanded(blob(outline)[0]["predicts"])[0] == [[HOSTILE.replace(" ", "·"), 1, 1.0]]
+    elif where == "provenance":
+        assert set(outline.attributes("data-from")) == {HOSTILE}
+    else:
+        assert (HOSTILE if where != "piece" else visible(HOSTILE)) in outline.text
+
+
+def test_no_text_can_end_or_nest_the_script_that_holds_the_data(packed):
+    row = packed([[("a", "user", 0.0)]])
+    html = mask_fragment([replace(row, rules=["<!--<script></script <img src=x>"])])
+    held = re.findall(r'id="mask-data">(.*)</script>', html)[0]
+    assert not set("<>&") & set(held)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_what_the_pointer_reads_is_what_was_given(data):
+    n = data.draw(st.integers(1, 12))
+    ids = data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n))
+    weights = data.draw(st.lists(st.sampled_from([0.0, 1.0, -0.5, 0.1]), min_size=n, max_size=n))
+    targets = [[Target("x", ids[i], weights[i])] if weights[i] else [] for i in range(1, n)] + [[]]
+    row = RowView(
+        pieces=["x"] * n,
+        ids=ids,
+        positions=data.draw(st.lists(st.integers(0, 4), min_size=n, max_size=n)),
+        segments=[0] * n,
+        parent_segments=[-1],
+        leaves=[],
+        places={},
+        provenance=data.draw(st.lists(st.sampled_from(["user", "assistant"]), min_size=n, max_size=n)),
+        weights=weights,
+        rules=data.draw(st.lists(st.sampled_from(["a", "b"]), min_size=n, max_size=n)),
+        targets=targets,
+    )
+    html = mask_fragment([row])
+    facts = json.loads(re.findall(r'id="mask-data">(.*?)</script>', html)[0])[0]
+    assert facts["ids"] == ids
+    assert [o + i for i, o in enumerate(expanded(facts["offset"]))] == row.positions
+    assert expanded(facts["segment"]) == row.segments
+    assert expanded(facts["from"]) == row.provenance
+    assert expanded(facts["weight"]) == weights
+    assert expanded(facts["rule"]) == row.rules
+    assert expanded(facts["predicts"]) == [1 if told else 0 for told in targets]
+
+
+def forest() -> RowView:
+    """A prefix of three tokens with two continuations of two tokens each."""
+    return RowView(
+        pieces=["a", "b", "c", "d", "e", "f", "g"],
+        ids=[1, 2, 3, 4, 5, 6, 7],
+        positions=[0, 1, 2, 3, 4, 3, 4],
+        segments=[0, 0, 0, 1, 1, 2, 2],
+        parent_segments=[-1, 0, 0],
+        leaves=[Leaf("0:1", 0, 1), Leaf("0:2", 0, 2)],
+        places={"0:1": "x.jsonl:1"},
+        provenance=["user"] * 3 + ["assistant"] * 4,
+        weights=[0, 0, 0, 1.0, 1.0, 1.0, 1.0],
+        rules=["policy assistant"] * 7,
+        targets=[
+            [],
+            [],
+            [Target("d", 4, 1.0), Target("f", 6, 1.0)],
+            [Target("e", 5, 1.0)],
+            [],
+            [Target("g", 7, 1.0)],
+            [],
+        ],
+    )
+
+
+def test_a_forest_shows_parents_samples_and_several_predictions(read):
+    outline = read(mask_fragment([forest()]))
+    assert "x.jsonl:1 (0:1), 0:2 segment 0, root" in outline.text
+    assert "0:2 segment 2, child of segment 0" in outline.text
+    assert [s for s in outline.attributes("style") if "depth" in s] == ["--depth:0", "--depth:1", "--depth:1"]
+    facts = blob(outline)[0]
+    assert expanded(facts["predicts"]) == [0, 0, [["d", 4, 1.0], ["f", 6, 1.0]], 1, 0, 1, 0]
+    assert [o + i for i, o in enumerate(expanded(facts["offset"]))] == [0, 1, 2, 3, 4, 3, 4]
+
+
+def test_a_chain_is_not_indented_and_its_samples_are_one_segment_each(read):
+    chain_leaves = [Leaf("0:1", 0, 0), Leaf("0:2", 1, 1), Leaf("0:3", 2, 2)]
+    outline = read(mask_fragment([replace(forest(), parent_segments=[-1, 0, 1], leaves=chain_leaves)]))
+    assert [s for s in outline.attributes("style") if "depth" in s] == ["--depth:0"] * 3
+    assert "0:3 segment 2, child of segment 1" in outline.text
+
+
+def test_a_shared_segment_names_three_samples_and_counts_the_rest(read):
+    leaves = [Leaf(f"0:{i}", 0, 1) for i in range(6)]
+    assert (
+        "0:0, x.jsonl:1 (0:1), 0:2 and 3 more samples segment 0"
+        in read(mask_fragment([replace(forest(), leaves=leaves)])).text
+    )
+
+
+def test_segments_that_teach_nothing_can_be_filtered(rows, read):
+    outline = read(mask_fragment([forest()]))
+    classes = [c for c in outline.attributes("class") if c.startswith("segment")]
+    assert classes == ["segment empty", "segment", "segment"]
+    assert "taught-only" in outline.attributes("class")
+
+
+def test_a_cap_is_said_at_the_top(rows, read):
+    note = "Shown: 200 of 9,000 samples."
+    html = mask_view(rows, title="Rows", facts=[], truncated_note=note)
+    assert html.index(note) < html.index('class="legend"') < html.index('class="row"')
+    assert 'class="callout"' not in mask_view(rows, title="Rows", facts=[], truncated_note=None)
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"),
+    [
+        ("  x ", "··x·"),
+        ("\n\n", "↵↵"),
+        ("\r\n\t", "␍↵→"),
+        ("\x1b[0m\x7f", "␛[0m␡"),
+        ("\u200b\u202e\ufeff", "⟨U+200B⟩⟨U+202E⟩⟨U+FEFF⟩"),
+        ("\ud800\ue000", "⟨U+D800⟩⟨U+E000⟩"),
+        ("\u00a0\u2003", "⍽⟨U+2003⟩"),
+        ("\u0301", "◌\u0301"),
+        ("", "∅"),
+        ("größer", "größer"),
+    ],
+)
+def test_what_cannot_be_seen_is_made_visible(piece, shown):
+    assert visible(piece) == shown
+
+
+def test_page_can_be_written_as_utf8_whatever_the_pieces(packed, read):
+    tokens = [(chr(c), "user", 0.0) for c in (*range(0x00, 0x100), 0xD800, 0x2028, 0xFFFE, 0x1F5A8)]
+    html = mask_fragment([packed([tokens])])
+    html.encode("utf-8")
+    assert len(read(html).tokens) == len(tokens)
+
+
+def test_no_rows_and_no_weights(packed, read):
+    assert "There is no row to show." in read(mask_fragment([])).text
+    outline = read(mask_fragment([packed([[("a", "user", 0.0)]])]))
+    assert [style for style, _ in outline.tokens] == ["i"]
+
+
+def test_numpy_fields_are_taken_as_they_are(read):
+    row = forest()
+    arrays = {n: np.asarray(getattr(row, n)) for n in ("ids", "positions", "segments", "parent_segments", "weights")}
+    same = replace(row, **arrays)
+    assert mask_fragment([same]) == mask_fragment([row])
+    assert json.dumps([vars(t) for t in totals([same])]) == json.dumps([vars(t) for t in totals([row])])
+
+
+def test_fields_of_unequal_length_are_refused():
+    with pytest.raises(ValueError, match="differ in length"):
+        replace(forest(), rules=["policy assistant"])
+
+
+def test_a_token_costs_few_bytes(packed, sample_tokens):
+    samples = [sample_tokens("How many clips " * 20, "She sold seventy two clips " * 20, 1.0) for _ in range(100)]
+    row = packed(samples)
+    assert len(row) > 10_000
+    assert len(mask_fragment([row]).encode()) / len(row) < 30

@@ -1,0 +1,70 @@
+import doctest
+import importlib
+
+import pytest
+
+from frisket.report.measures import Figure, Measure, measures
+
+
+def test_metrics_come_with_their_intervals_and_the_telling_ones_first():
+    found = measures(
+        {
+            "before": {"loss": 2.0, "exact_match": 0.1, "exact_match_interval": [0.0, 0.2]},
+            "after": {"loss": 1.0, "exact_match": 0.5, "kl": 0.01},
+        }
+    )
+    assert [m.metric for m in found] == ["exact_match", "kl", "loss"]
+    assert found[0].before == Figure(0.1, 0.0, 0.2)
+    assert found[1].before is None
+    assert found[2].change == "−1"
+
+
+@pytest.mark.parametrize(
+    "entry", [{}, {"before": None, "after": None}, {"after": {"loss": None, "note": "x", "ok": True}}]
+)
+def test_what_was_not_measured_is_not_there(entry):
+    assert measures(entry) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "before", "after", "change"),
+    [
+        ("exact_match", 0.1, 0.9, "+80.0 points"),
+        ("exact_match", 0.9, 0.1, "−80.0 points"),
+        ("loss", 2.0, 1.5, "−0.5"),
+        ("bits_per_character", 2.0, 2.5, "+0.5"),
+        ("loss", 2.0, 2.0, "±0"),
+    ],
+)
+def test_change(metric, before, after, change):
+    assert Measure(metric, Figure(before), Figure(after)).change == change
+
+
+def test_paired_difference_and_its_verdict_are_taken_from_the_summary():
+    difference = {"loss": -0.5, "loss_interval": [-0.7, 0.1], "loss_verdict": "same"}
+    (measure,) = measures({"before": {"loss": 2.0}, "after": {"loss": 1.5}, "difference": difference})
+    assert measure.verdict == "same"
+    assert measure.difference == Figure(-0.5, -0.7, 0.1)
+    assert measure.change_interval == "−0.7 to +0.1"
+
+
+def test_what_is_not_finite_is_not_shown():
+    nan = float("nan")
+    (measure,) = measures({"before": {"loss": nan}, "after": {"loss": 1.5, "loss_interval": [nan, nan]}})
+    assert measure.before is None
+    assert measure.after == Figure(1.5)
+
+
+def test_one_side_alone_has_no_change():
+    measure = Measure("kl", None, Figure(0.04, 0.03, 0.05))
+    assert (measure.change, measure.verdict, measure.change_interval) == ("", "", "")
+    assert (measure.shown(measure.before), measure.shown(measure.after)) == ("—", "0.04")
+    assert measure.interval(measure.after) == "0.03 to 0.05"
+    assert measure.label == "KL from the base"
+
+
+@pytest.mark.parametrize("name", ["render", "curves", "mask_view"])
+def test_examples_in_docstrings(name):
+    result = doctest.testmod(importlib.import_module(f"frisket.report.{name}"))
+    assert result.attempted > 0
+    assert result.failed == 0

@@ -1,0 +1,91 @@
+import json
+
+import pytest
+
+from frisket.report.mask_view import mask_fragment
+from frisket.report.page import report_page
+
+RECIPE = "model:\n  path: bundled\n"
+ENVIRONMENT = {"python": "3.11.2", "threads": 2, "gpu": None, "packages": {"torch": "2.13.0"}}
+PARTS = ["learning", "forgetting", "examples", "curves", "tokens", "rates", "checks", "files", "recipe", "environment"]
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def report(summary, metrics, timings, rows, read):
+    def make(**changes) -> object:
+        fragment = mask_fragment(rows, truncated_note="Shown: 2 rows of 90.")
+        return read(report_page(summary | changes, metrics, timings, fragment, RECIPE, ENVIRONMENT))
+
+    return make
+
+
+def test_report_has_all_its_parts_and_loads_nothing(report, assert_offline):
+    outline = report()
+    assert_offline(outline)
+    identities = outline.attributes("id")
+    assert [i for i in identities if i in [*PARTS, "masks"]] == [*PARTS, "masks"]
+    assert len(identities) == len(set(identities))
+    assert {target[1:] for target in outline.attributes("href")} == {*PARTS, "masks"}
+
+
+def test_report_says_the_figures_of_the_summary(report):
+    text = " ".join(report().text.split())
+    for said in (
+        "140,000 of 2,800,000 parameters moved (5 %) in 60 steps",
+        "1.0 % → 81.0 %",
+        "+80.0 points",
+        "76.0 % to 86.0 %",
+        "0.043",
+        "skills 100 of 500 samples",
+        "+80.0 points +70.0 to +90.0 better",
+        "+0.05 −0.01 to +0.1 same",
+        "kl is: exact; units · kl: 32; units · bits per character: 4",
+        "1,050 read = 20 dropped + 80 held out + 330 taught + 620 not taught",
+        "8,812",
+        "2 min 22 s",
+        "largest difference 3.1e-06",
+        "isolation identical",
+        "frisket generate out/demo --chat",
+        "packages · torch",
+        "path: bundled",
+        "Shown: 2 rows of 90.",
+    ):
+        assert said in text
+
+
+def test_examples_stand_side_by_side(report):
+    text = " ".join(report().text.split())
+    assert "copy Copy: ink before the of after ✓ equals the reference ink reference ink" in text
+    assert "before (empty) after iink reference iinnkk" in text
+
+
+def test_each_group_and_the_whole_have_bars(report):
+    whole = [c for c in report().attributes("class") if c == "pair"]
+    assert len(whole) == 3
+
+
+def test_a_run_without_evaluation_says_so(report):
+    text = report(learning={}, forgetting={}, examples=[]).text
+    assert "evaluation switched off or no held-out samples" in text
+    assert "Not measured." in text
+
+
+def test_report_without_rows_has_no_script(summary, read, assert_offline):
+    outline = read(report_page(summary, [], [], None, RECIPE, {}))
+    assert_offline(outline)
+    assert outline.scripts == []
+    assert "masks" not in outline.attributes("id")
+    assert "fewer than two steps were recorded" in outline.text
+
+
+def test_nothing_that_a_run_writes_is_markup(summary, metrics, timings, rows, read, assert_offline):
+    poisoned = json.loads(
+        json.dumps(summary), object_hook=lambda d: {k: HOSTILE if isinstance(v, str) else v for k, v in d.items()}
+    )
+    poisoned["learning"] = {HOSTILE: summary["learning"]["skills"] | {"groups": {HOSTILE: {"after": {"loss": 1.0}}}}}
+    poisoned["checks"] = {HOSTILE: {HOSTILE: HOSTILE}}
+    outline = read(report_page(poisoned, metrics, timings, None, HOSTILE, {HOSTILE: HOSTILE}))
+    assert_offline(outline)
+    assert outline.scripts == []
+    assert outline.text.count(HOSTILE) >= 20

@@ -7,7 +7,7 @@ endif
 PY := $(BIN)/python
 READY := $(BIN)/.frisket-ready
 
-.PHONY: demo test test-all check bench real-shape check-real base clean
+.PHONY: demo test check real-shape check-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
@@ -28,6 +28,12 @@ check: $(READY)  ## lint, types, import contract, sizes
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(PY) tests/house.py
+
+real-shape: $(READY)  ## three LoRA steps on a Qwen3-0.6B shape, beside plain transformers + PEFT
+	$(PY) benchmarks/real_shape.py
+
+check-real: $(READY)  ## with a network: make check-real MODEL=Qwen/Qwen3-0.6B
+	$(PY) benchmarks/check_real.py $(MODEL)
 
 clean:
 	rm -rf out .pytest_cache .ruff_cache .hypothesis

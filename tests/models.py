@@ -107,3 +107,12 @@ def samples(seed: int, lengths: list[int]) -> list[Sequence]:
 def gradients(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """Gradients of all parameters that have one."""
     return ((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
+
+
+def tiny_gpt2(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """A family with Conv1D layers (weights as [in, out]), learned positions and a tied head."""
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING["gpt2"](
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
+    )
+    return AutoModelForCausalLM.from_config(config, attn_implementation=NAME).to(dtype).train()

@@ -6,6 +6,7 @@ directly; PEFT's wrapper is kept beside the model for saving, merging and switch
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, MethodSettings, freeze, seeded
-from frisket.adapt.where import Match, Where, head_name, is_linear, short_names
+from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
 from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
@@ -24,7 +25,24 @@ SOFT_PROMPTS = frozenset(
 )
 # These need calls of their own during training (budgets, gradient projection, routing) that our step does not make.
 NEEDS_OWN_LOOP = frozenset({"ADALORA", "XLORA", "POLY", "OSF", "ADAMSS", "SHADOW", "UNILORA", "SUPERTUNING"})
-# Shown by tests/adapt/test_peft.py to give, in packed rows, the gradients of one sample at a time.
+# `where` names linear layers for these types in vain: they move something else.
+NOT_OF_LINEARS = {
+    "LN_TUNING": "Use adapt.method=ln_tuning.",
+    "TRAINABLE_TOKENS": "Use adapt.method=full adapt.where=embeddings.",
+}
+# Options that change the forward, the layers or the loss around the adapter, where frisket calls the backbone itself.
+REFUSED_OPTIONS = frozenset(
+    {
+        "alora_invocation_tokens",
+        "arrow_config",
+        "layer_replication",
+        "modules_to_save",
+        "monteclora_config",
+        "target_parameters",
+        "trainable_token_indices",
+    }
+)
+# Shown by tests/adapt/test_methods.py to give, in packed rows, the gradients of one sample at a time.
 PACKS = frozenset(
     {
         "LORA",
@@ -40,9 +58,19 @@ PACKS = frozenset(
         "RANDLORA",
         "MISS",
         "DELORA",
+        "C3A",
+        "DEFT",
+        "GLORA",
+        "GRALORA",
+        "HIRA",
+        "PEANUT",
+        "ROAD",
+        "SHIRA",
+        "TINYLORA",
+        "VBLORA",
+        "WAVEFT",
     }
 )
-_INNER = "base_model.model."
 
 
 class _PeftMethod(MethodSettings):
@@ -84,6 +112,7 @@ class Lora(_PeftMethod):
             use_dora=self.dora,
             use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
             lora_dropout=0.0,
+            fan_in_fan_out=_is_transposed(model, match),
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
@@ -107,8 +136,14 @@ class Ia3(_PeftMethod):
         targets = _linear_targets(model, match)
         linears = match.linears(model)
         fed = [name for name in linears if not any(part in name for part in ("attn", "attention"))]
+        fed_targets = short_names(model, fed) if fed else []
+        if not set(fed_targets) <= set(targets):  # PEFT wants a subset; GPT-2 has a c_proj in both kinds of block
+            targets, fed_targets = linears, fed
         return IA3Config(
-            target_modules=targets, feedforward_modules=short_names(model, fed) if fed else [], task_type="CAUSAL_LM"
+            target_modules=targets,
+            feedforward_modules=fed_targets,
+            fan_in_fan_out=_is_transposed(model, match),
+            task_type="CAUSAL_LM",
         )
 
 
@@ -137,6 +172,21 @@ class Peft(_PeftMethod):
     peft_type: str = knob(..., "PEFT's name of the method, for example VERA")
     options: dict[str, Any] = knob({}, "fields of that method's configuration in PEFT")
 
+    def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
+        """Put PEFT's layers in, and check that they left the base as it was.
+
+        Raises:
+            UnsupportedError: the options let the base's own weights move, or have changed them already.
+        """
+        base = [(parameter, _checksum(parameter)) for parameter in model.parameters()]
+        attached = super().attach(model, rng)
+        if any(parameter.requires_grad or _checksum(parameter) != bits for parameter, bits in base):
+            raise UnsupportedError(
+                f"adapt.options let PEFT's {self.peft_type} change the base's own weights: they would be neither "
+                "frozen nor restored.\nLeave out `bias` and initialisations that are made from the weights."
+            )
+        return attached
+
     def _config(self, model: nn.Module, match: Match) -> Any:
         from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -152,7 +202,19 @@ class Peft(_PeftMethod):
                     f"adapt.options.{name}: PEFT's {known[kind].__name__} has no such option."
                     + (f" Nearest: {hint}." if hint else "")
                 )
-        return known[kind](target_modules=_linear_targets(model, match), task_type="CAUSAL_LM", **self.options)
+            if name in REFUSED_OPTIONS:
+                raise UnsupportedError(
+                    f"adapt.options.{name} changes the model around the adapter, which frisket does not carry.\n"
+                    f"Leave adapt.options.{name} out."
+                )
+        targets = _linear_targets(model, match)
+        with _said_by_peft(known[kind].__name__):
+            return known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)
+
+
+def _checksum(tensor: Tensor) -> int:
+    """Sum of a tensor's bytes, so that a change is seen without a copy."""
+    return int(tensor.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def refuse_by_name(kind: str, known: Mapping[str, Any]) -> None:
@@ -172,6 +234,8 @@ def refuse_by_name(kind: str, known: Mapping[str, Any]) -> None:
             f"adapt.peft_type = {kind} needs calls of its own in the training loop, which frisket does not make.\n"
             "Use adapt.method=lora."
         )
+    if kind in NOT_OF_LINEARS:
+        raise UnsupportedError(f"adapt.peft_type = {kind} does not move linear layers.\n{NOT_OF_LINEARS[kind]}")
     if kind not in known:
         hint = nearest(kind, known)
         raise ConfigError(f"adapt.peft_type = {kind!r} is no method of PEFT." + (f" Nearest: {hint}." if hint else ""))
@@ -193,13 +257,25 @@ class AttachedPeft(Attached):
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write PEFT's folder: ``adapter_config.json`` and ``adapter_model.safetensors``."""
         state = dict(self._wrapper.state_dict())
-        state.update({_INNER + name: value for name, value in values.items()})
+        masters = {id(parameter): values[name] for name, parameter in self.parameters().items()}
+        for name, parameter in self._wrapper.named_parameters(remove_duplicate=False):  # VBLORA shares its bank
+            if id(parameter) in masters:
+                state[name] = masters[id(parameter)]
         self._wrapper.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run folder has a real one
 
     def merge(self) -> None:
-        """Fold the adapter into the base weights; refuses a non-finite result."""
-        self._wrapper.merge_and_unload(safe_merge=True)
+        """Fold the adapter into the base weights.
+
+        Raises:
+            UnsupportedError: PEFT cannot merge this type, or the result is not finite.
+        """
+        try:
+            self._wrapper.merge_and_unload(safe_merge=True)
+        except (NotImplementedError, ValueError) as error:
+            raise UnsupportedError(
+                f"PEFT cannot merge this adapter: {error}\nUse it as an adapter: the run's adapter/ folder."
+            ) from error
 
     def detach(self) -> None:
         """Put the base's own layers back."""
@@ -216,12 +292,37 @@ def _attach(model: nn.Module, config: Any, match: Match, rng: torch.Generator) -
     from peft import PeftModel
 
     freeze(model)
-    with seeded(rng):
+    with seeded(rng), _without_its_warnings(), _said_by_peft(type(config).__name__):
         wrapper = PeftModel(model, config)  # adapters in fp32, whatever the base's type
     attached = AttachedPeft(wrapper, model, match, str(getattr(config.peft_type, "value", config.peft_type)))
     if not attached.parameters():
         raise ConfigError(f"adapt.where: PEFT's {type(config).__name__} found nothing to move in the matched modules.")
     return attached
+
+
+@contextmanager
+def _said_by_peft(config: str) -> Iterator[None]:
+    """What PEFT refuses (sizes that do not divide, layers that it does not know) is the recipe's to mend."""
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError, ImportError) as error:
+        said = str(error).strip().split("\n")[0]
+        raise ConfigError(f"PEFT's {config} refuses these options or layers: {said}") from error
+
+
+@contextmanager
+def _without_its_warnings() -> Iterator[None]:
+    """Warnings of PEFT 0.21 that nobody who runs frisket can mend.
+
+    It reads a property that transformers 5.23 calls deprecated; it does not know the size of norms, which it only
+    copies; BOFT looks for a compiler of CUDA code and says that it goes on without.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension", category=UserWarning)
+        warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1", category=UserWarning)
+        yield
 
 
 def _linear_targets(model: nn.Module, match: Match) -> list[str]:
@@ -234,13 +335,13 @@ def _linear_targets(model: nn.Module, match: Match) -> list[str]:
             "method moves linear layers.\n"
             "Use adapt.where=all-linear, or adapt.method=full."
         )
-    head = head_name(model)
-    if head in linears and model.get_output_embeddings().weight is model.get_input_embeddings().weight:  # pyright: ignore
-        raise UnsupportedError(
-            "adapt.where reaches the output head, whose weight is tied to the input embedding: a merge would change "
-            "both.\nUse adapt.where=all-linear."
-        )
+    refuse_tied_head(model, linears)
     return short_names(model, linears)
+
+
+def _is_transposed(model: nn.Module, match: Match) -> bool:
+    """Whether the matched layers keep their weight as [in, out] (GPT-2's Conv1D)."""
+    return all(not isinstance(model.get_submodule(name), nn.Linear) for name in match.linears(model))
 
 
 def load_adapter(model: nn.Module, folder: Path) -> AttachedPeft:
@@ -254,7 +355,8 @@ def load_adapter(model: nn.Module, folder: Path) -> AttachedPeft:
     if not (folder / "adapter_config.json").exists():
         raise CheckError(f"{folder} holds no adapter_config.json.")
     kind = json.loads((folder / "adapter_config.json").read_text())["peft_type"]
-    wrapper = PeftModel.from_pretrained(model, str(folder))  # pyright: ignore[reportArgumentType]
+    with _without_its_warnings():
+        wrapper = PeftModel.from_pretrained(model, str(folder))  # pyright: ignore[reportArgumentType]
     names = [name for name, module in model.named_modules() if is_linear(module)]
     return AttachedPeft(wrapper, model, Match(tuple(names), {}), kind)
 

@@ -67,7 +67,7 @@ def resolve(model: nn.Module, where: Where) -> Match:
 
     Raises:
         ConfigError: a pattern or a layer range matches nothing.
-        UnsupportedError: a row range ``[a:b]``, which no method can freeze exactly yet.
+        UnsupportedError: a row range ``[a:b]``, which no method can freeze exactly yet; a head tied to the embedding.
     """
     patterns, layers = _split(where)
     names = [name for name, _ in model.named_modules()]
@@ -77,6 +77,7 @@ def resolve(model: nn.Module, where: Where) -> Match:
         found = [name for name in _find(model, names, pattern) if layers is None or _layer_of(name) in layers]
         by_pattern[pattern] = len(Match(tuple(found), {}).parameters(model))
         if not by_pattern[pattern]:
+            refuse_tied_head(model, found)
             raise ConfigError(_no_match(model, pattern, layers))
         chosen.update(dict.fromkeys(found))
     return Match(tuple(name for name in names if name in chosen), by_pattern)
@@ -93,6 +94,20 @@ def head_name(model: nn.Module) -> str | None:
     """Dotted path of the output head, or None where the model has none."""
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def refuse_tied_head(model: nn.Module, names: Sequence[str]) -> None:
+    """Refuse an output head whose weight is the input embedding's.
+
+    Raises:
+        UnsupportedError: such a head is among the named modules.
+    """
+    head = head_name(model)
+    if head in names and model.get_output_embeddings().weight is model.get_input_embeddings().weight:  # pyright: ignore
+        raise UnsupportedError(
+            "adapt.where reaches the output head, whose weight is tied to the input embedding: moving one moves both.\n"
+            "Use adapt.where=all-linear, or adapt.method=full adapt.where=embeddings to move both."
+        )
 
 
 def _split(where: Where) -> tuple[list[str], set[int] | None]:
@@ -121,12 +136,14 @@ def _layer_range(text: str | int) -> Iterable[int]:
     if not found:
         raise ConfigError(f"adapt.where: layers = {text!r} is not a range such as 4-7 or a single layer such as 4.")
     first, last = int(found[1]), int(found[2] or found[1])
+    if last < first:
+        raise ConfigError(f"adapt.where: layers = {text!r} ends before it starts.\nUse layers: {last}-{first}.")
     return range(first, last + 1)
 
 
 def _find(model: nn.Module, names: list[str], pattern: str) -> list[str]:
     if pattern == "all":
-        return [name for name in names if name and not any(True for _ in model.get_submodule(name).children())]
+        return [name for name in names if list(model.get_submodule(name).parameters(recurse=False))]
     if pattern in ("all-linear", "attention", "mlp"):
         head = head_name(model)
         linears = [name for name in names if is_linear(model.get_submodule(name)) and name != head]

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,9 +138,10 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
     options = {"revision": settings.revision, "trust_remote_code": settings.remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=NAME, use_safetensors=True, **options
-        )
+        with _without_bars():
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=config, dtype=dtype, attn_implementation=NAME, use_safetensors=True, **options
+            )
     except (OSError, KeyError, RuntimeError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ConfigError(f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}") from error
@@ -249,9 +252,22 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torc
     """Write a plain transformers folder that loads without frisket."""
     before = model.config._attn_implementation
     model.set_attn_implementation(OWN if supports_sdpa(model) else EAGER)
-    model.to(dtype).save_pretrained(folder)
+    with _without_bars():
+        model.to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     model.set_attn_implementation(before)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading and saving without transformers' own progress bars, which would break ours."""
+    was_on = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_on:
+            transformers.utils.logging.enable_progress_bar()
 
 
 def versions() -> dict[str, str]:

@@ -113,7 +113,7 @@ def prepare(
     order = _order(recipe, dataset, train)
     ledgers = _ledgers(recipe, dataset, train)
     _check_balance(ledgers)
-    steps = OVERFIT_STEPS if overfit and recipe.train.max_steps is None else count_steps(recipe, order)
+    steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
     return Prepared(
         recipe, config, tokenizer, template, dataset, order, laying_of(recipe, config), steps, ledgers, context
     )

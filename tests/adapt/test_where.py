@@ -1,0 +1,159 @@
+"""`where`: patterns, words, layers; what matches nothing or cannot be meant is refused with the nearest name."""
+
+import re
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.models import tiny, tiny_gpt2
+
+from frisket.adapt.full import Full
+from frisket.adapt.peft import Lora
+from frisket.adapt.where import WORDS, Match, head_name, resolve, short_names
+from frisket.errors import ConfigError, UnsupportedError
+
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
+MLP = ["gate_proj", "up_proj", "down_proj"]
+
+
+@pytest.fixture(scope="module")
+def llama():
+    return tiny()
+
+
+def leaves(match: Match) -> set[str]:
+    return {name.rpartition(".")[2] for name in match.modules}
+
+
+@pytest.mark.parametrize(
+    ("where", "modules", "parameters", "found"),
+    [
+        ("*.q_proj", 2, 2, {"q_proj"}),
+        ("*.[qv]_proj", 4, 4, {"q_proj", "v_proj"}),
+        (["*.q_proj", "*.up_proj"], 4, 4, {"q_proj", "up_proj"}),
+        ("attention", 8, 8, {*ATTENTION}),
+        ("mlp", 6, 6, {*MLP}),
+        ("all-linear", 14, 14, {*ATTENTION, *MLP}),
+        ("norms", 5, 5, {"input_layernorm", "post_attention_layernorm", "norm"}),
+        ("embeddings", 1, 1, {"embed_tokens"}),
+        ("head", 1, 1, {"lm_head"}),
+        ("model.layers.1", 1, 9, {"1"}),
+        (
+            "all",
+            21,
+            21,
+            {*ATTENTION, *MLP, "input_layernorm", "post_attention_layernorm", "norm", "embed_tokens", "lm_head"},
+        ),
+    ],
+)
+def test_what_each_word_and_pattern_finds(llama, where, modules, parameters, found):
+    match = resolve(llama, where)
+    assert len(match.modules) == modules
+    assert len(match.parameters(llama)) == parameters
+    assert leaves(match) == found
+
+
+def test_the_report_counts_parameters_by_pattern(llama):
+    assert resolve(llama, ["attention", "*.q_proj", "head"]).by_pattern == {"attention": 8, "*.q_proj": 2, "head": 1}
+
+
+def test_layers_restrict_the_other_patterns_and_alone_mean_everything_in_them(llama):
+    assert resolve(llama, ["attention", {"layers": 1}]).modules == tuple(
+        f"model.layers.1.self_attn.{name}" for name in ATTENTION
+    )
+    assert len(resolve(llama, ["*.q_proj", {"layers": "0-1"}]).modules) == 2
+    assert len(resolve(llama, ["*.q_proj", {"layers": 0}, {"layers": 1}]).modules) == 2
+    assert len(resolve(llama, [{"layers": "1"}]).parameters(llama)) == 9
+
+
+def test_all_includes_parameters_that_sit_beside_submodules():
+    """The sinks of gpt-oss belong to the attention module itself, which has children."""
+    model = tiny("gpt_oss", dtype=torch.float32)
+    everything = [name for name, _ in model.named_parameters()]
+    assert resolve(model, "all").parameters(model) == everything
+    assert any("sinks" in name for name in everything)
+    inside = resolve(model, ["all", {"layers": 0}]).parameters(model)
+    assert inside == [name for name in everything if ".layers.0." in name]
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("*.qproj", "adapt.where = '*.qproj' matched 0 of 21 parameters. Nearest: '*.q_proj' (2). "
+         "List them: frisket plan --names."),
+        ("all-liner", "adapt.where = 'all-liner' matched 0 of 21 parameters. Nearest: 'all-linear' "
+         f"({WORDS['all-linear']}). List them: frisket plan --names."),
+        ("zzz", "adapt.where = 'zzz' matched 0 of 21 parameters. List them: frisket plan --names."),
+        (["*.q_proj", {"layers": "7-9"}], "matched 0 of 21 parameters within layers 7-9."),
+        (["*.q_proj", "*.c_attn"], "adapt.where = '*.c_attn' matched 0 of 21"),
+        ("*.act_fn", "adapt.where = '*.act_fn' matched 0 of 21"),
+    ],
+)  # fmt: skip
+def test_zero_matches_name_the_nearest(llama, where, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(llama, where)
+
+
+def test_row_ranges_are_refused(llama):
+    with pytest.raises(UnsupportedError, match=re.escape("row ranges need a method that freezes entries")) as caught:
+        resolve(llama, "*.q_proj[0:4]")
+    assert str(caught.value).endswith("adapt.where=*.q_proj")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"layer": "1"}, "unknown entry 'layer'; known are patterns and `layers: 4-7`"),
+        ({"layers": "first"}, "layers = 'first' is not a range such as 4-7"),
+        ({"layers": "7-4"}, "layers = '7-4' ends before it starts.\nUse layers: 4-7."),
+    ],
+)
+def test_entries_that_say_nothing_are_refused(llama, entry, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(llama, ["attention", entry])
+
+
+@pytest.mark.parametrize(("method", "where"), [(Full, "head"), (Lora, "head"), (Lora, "*"), (Lora, "lm_head")])
+def test_a_tied_head_is_refused(method, where):
+    model = tiny("llama", dtype=torch.float32, tie_word_embeddings=True)
+    with pytest.raises(UnsupportedError, match="whose weight is tied to the input embedding"):
+        method(where=where).attach(model, torch.Generator())
+
+
+def test_a_tied_tensor_counts_once():
+    model = tiny("llama", dtype=torch.float32, tie_word_embeddings=True)
+    assert len(resolve(model, "all").parameters(model)) == 20
+
+
+def test_conv1d_layers_are_linear():
+    model = tiny_gpt2()
+    assert leaves(resolve(model, "all-linear")) == {"c_attn", "c_proj", "c_fc"}
+    assert len(resolve(model, "attention").modules) == len(resolve(model, "mlp").modules) == 4
+    assert len(resolve(model, ["mlp", {"layers": 1}]).modules) == 2
+    assert len(resolve(model, "norms").modules) == 5
+    assert resolve(model, "embeddings").modules == ("transformer.wte",)
+
+
+def test_leaf_names_stand_for_their_modules_only_where_they_are_unambiguous(llama):
+    names = [name for name, _ in llama.named_modules() if name.endswith("q_proj")]
+    assert short_names(llama, names) == ["q_proj"]
+    assert short_names(llama, names[:1]) == names[:1]
+    assert head_name(llama) == "lm_head"
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    patterns=st.lists(
+        st.sampled_from(["*.q_proj", "attention", "mlp", "norms", "head", "all"]), min_size=1, max_size=3, unique=True
+    ),
+    layer=st.sampled_from([None, 0, 1]),
+)
+def test_patterns_unite_and_layers_intersect(llama, patterns, layer):
+    if layer is not None:
+        patterns = [pattern for pattern in patterns if pattern != "head"] or ["all"]
+    restricted = [*patterns, *([] if layer is None else [{"layers": layer}])]
+    separate = {name for pattern in patterns for name in resolve(llama, pattern).parameters(llama)}
+    if layer is not None:
+        separate = {name for name in separate if f".layers.{layer}." in name}
+    assert set(resolve(llama, restricted).parameters(llama)) == separate

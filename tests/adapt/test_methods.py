@@ -114,6 +114,10 @@ def test_three_steps_with_decay_move_the_stated_weights_and_no_other_byte(name):
     stated = {n for n, p in model.named_parameters(remove_duplicate=False) if id(p) in shared}
     assert moved == stated
     assert set(attached.parameters()) <= stated
+    if name in ADAPTERS:
+        attached.detach()
+        base = tiny().state_dict()
+        assert all(torch.equal(tensor, base[n]) for n, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_methods_of_linear_layers_refuse_other_modules(method):
 
 def test_a_method_that_finds_nothing_to_move_is_refused(monkeypatch):
     monkeypatch.setattr("frisket.adapt.peft.AttachedPeft.parameters", lambda self: {})
-    with pytest.raises(ConfigError, match="LoraConfig found nothing to move in the matched modules"):
+    with pytest.raises(ConfigError, match=r"LoraConfig.*found nothing to move in the matched modules"):
         attach(Lora(rank=2))
 
 

@@ -108,7 +108,7 @@ class Lora(_PeftMethod):
         targets = _linear_targets(model, match)
         return LoraConfig(
             r=self.rank,
-            lora_alpha=self.alpha or 2 * self.rank,
+            lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]
             use_dora=self.dora,
             use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
             lora_dropout=0.0,
@@ -209,7 +209,7 @@ class Peft(_PeftMethod):
                 )
         targets = _linear_targets(model, match)
         with _said_by_peft(known[kind].__name__):
-            return known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)
+            return known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
 
 
 def _checksum(tensor: Tensor) -> int:

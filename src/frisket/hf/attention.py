@@ -128,4 +128,4 @@ def own_attention(model: PreTrainedModel, name: str | None = None) -> Iterator[N
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before)  # pyright: ignore[reportArgumentType]

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -72,8 +73,7 @@ def check_folder(path: str) -> None:
         ConfigError: files are missing, all named.
     """
     folder = Path(path)
-    looks_local = folder.is_absolute() or path.startswith((".", "~")) or folder.exists() or path.count("/") > 1
-    if not looks_local:
+    if not _looks_local(path):
         return
     if not folder.is_dir():
         raise ConfigError(f"model.path = {path!r}: no such folder.\nGive a hub id, a folder, or model.path=bundled.")
@@ -91,6 +91,11 @@ def check_folder(path: str) -> None:
         raise ConfigError(f"model.path = {path!r}: the folder is not a complete model; missing: {', '.join(missing)}.")
 
 
+def _looks_local(path: str) -> bool:
+    """Whether a path is meant as a folder: a hub id is one or two words."""
+    return Path(path).is_absolute() or path.startswith((".", "~")) or Path(path).exists() or path.count("/") > 1
+
+
 def load_tokenizer(settings: ModelSettings) -> Any:
     """The tokenizer, with truncation and padding off.
 
@@ -98,6 +103,8 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         ConfigError: it is missing, or has no fast (Rust) implementation.
     """
     path = resolve_path(settings.tokenizer or settings.path)
+    if _looks_local(path) and not Path(path).is_dir():
+        raise ConfigError(f"model.tokenizer: {path!r} is no folder.\nGive a hub id or a folder with a tokenizer.")
     try:
         tokenizer = _tokenizer_class(path).from_pretrained(
             path, revision=settings.revision, trust_remote_code=settings.remote_code
@@ -139,14 +146,26 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
     try:
         config = AutoConfig.from_pretrained(path, **options)
         with _without_bars():
-            model = AutoModelForCausalLM.from_pretrained(
-                path, config=config, dtype=dtype, attn_implementation=NAME, use_safetensors=True, **options
+            model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+                path,
+                config=config,
+                dtype=dtype,
+                attn_implementation=NAME,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
             )
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
         raise ConfigError(f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}") from error
     except ValueError as error:
         raise UnsupportedError(f"model.path = {settings.path!r} is refused: {_first_line(error)}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ConfigError(
+            f"model.path = {settings.path!r}: the files lack {len(missing)} of the model's tensors, which would be "
+            f"random: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}."
+        )
     return ready(model.to(device))
 
 
@@ -163,15 +182,14 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def switch_off_dropout(model: PreTrainedModel) -> list[str]:
-    """Set every dropout to 0 and return what was not 0 already."""
+    """Set every dropout to 0 and return what was not 0 already; layer drop and a router's jitter are of the kind."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and module.p:
             found.append(f"{name} {module.p:g}")
             module.p = 0.0
-        for field in ("attention_dropout", "attn_dropout"):
-            value = module.__dict__.get(field)
-            if isinstance(value, float) and value:
+        for field, value in list(vars(module).items()):
+            if isinstance(value, float) and value and ("drop" in field or "jitter" in field):
                 found.append(f"{name}.{field} {value:g}")
                 setattr(module, field, 0.0)
     return found
@@ -253,9 +271,9 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torc
     before = model.config._attn_implementation
     model.set_attn_implementation(OWN if supports_sdpa(model) else EAGER)
     with _without_bars():
-        model.to(dtype).save_pretrained(folder)
+        model.to(dtype).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
     tokenizer.save_pretrained(folder)
-    model.set_attn_implementation(before)
+    model.set_attn_implementation(before)  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager

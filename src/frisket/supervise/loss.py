@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from frisket.types import Predictions
 
@@ -107,7 +108,8 @@ class _SummedLoss(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx, grad):
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
         d_hidden, d_weight, d_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
@@ -125,9 +127,11 @@ def _chunk(hidden: Tensor, target_ids: Tensor, weights: Tensor, head: Head) -> t
     """Weighted loss of a chunk, and its gradient with respect to ``hidden @ weight.T + bias``."""
     raw = _raw_logits(hidden, head.weight, head.bias, head.scale)
     bounded = head.bounded(raw)
-    log_total = torch.logsumexp(bounded, dim=-1)
-    loss = ((log_total - bounded.gather(1, target_ids[:, None])[:, 0]) * weights).sum()
-    d_bounded = torch.exp(bounded - log_total[:, None])
+    highest = bounded.amax(-1, keepdim=True)
+    powers = (bounded - highest).exp_()  # exp(bounded - logsumexp) would be half as exact, and one more pass
+    total = powers.sum(-1, keepdim=True)
+    loss = ((total.log() + highest - bounded.gather(1, target_ids[:, None]))[:, 0] * weights).sum()
+    d_bounded = powers.div_(total)
     d_bounded.scatter_add_(1, target_ids[:, None], d_bounded.new_full((len(target_ids), 1), -1.0))
     d_bounded *= weights[:, None]
     if head.softcap is not None:

@@ -2,9 +2,9 @@
 
     python benchmarks/real_data.py FOLDER [--steps 4] [--only qwen3]
 
-FOLDER holds the files named in FILES and `llama_tokenizer.model`; none of them comes with frisket. For every run: does it
-train; does plain PEFT give frisket's logits (fp32); does plain transformers give frisket's logits on the merged files, and
-how far are these from the unmerged model. Results go to benchmarks/results/real-data.json.
+FOLDER holds the files named in FILES and `llama_tokenizer.model`; none of them comes with frisket. For every run: does
+it train; does plain PEFT give frisket's logits (fp32); does plain transformers give frisket's logits on the merged files,
+and how far are these from the unmerged model. Results go to benchmarks/results/real-data.json.
 """
 
 import argparse
@@ -38,18 +38,36 @@ FILES = {
     "dpo_en_demo.json": {},
 }
 SHAPE = {
-    "vocab_size": 32000, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_key_value_heads": 4, "head_dim": 16, "max_position_embeddings": 16384, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "max_position_embeddings": 16384,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 FAMILIES = {
     "qwen3": {},
     "gemma2": {"sliding_window": 64, "query_pre_attn_scalar": 16},
     "mistral": {"sliding_window": 64},
-    "qwen3_5_text": {"layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-                     "linear_num_key_heads": 4, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16},
-    "gpt_oss": {"sliding_window": 64, "num_local_experts": 4, "num_experts_per_tok": 2,
-                "layer_types": ["sliding_attention", "full_attention"] * 2},
-}  # fmt: skip
+    "qwen3_5_text": {
+        "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+    "gpt_oss": {
+        "sliding_window": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+    },
+}
 
 
 def random_model(family: str, tokenizer_file: Path, folder: Path) -> Path:
@@ -76,7 +94,9 @@ def compare(out: Path) -> dict:
         from frisket import bundled
 
         base = str(bundled.base_path())
-    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(out / "adapter"))
+    plain = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), str(out / "adapter")
+    )
     facts = export(out, to="merged", into=None, watcher=Silent())
     merged = AutoModelForCausalLM.from_pretrained(out / "merged", dtype=torch.float32)
     ids = [torch.from_numpy(batch.input_ids) for batch in rows]
@@ -105,9 +125,14 @@ def largest(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 def one(name: str, model: str, source: dict, steps: int, folder: Path) -> dict:
     """Train one combination and say what came out."""
     recipe = Recipe.model_validate(
-        {"name": name, "model": {"path": model}, "data": [source], "train": {"max_steps": steps, "step_tokens": 8192, "learning_rate": 2e-3},
-         "evaluate": {"forgetting": [{"prompts": 4, "answer_tokens": 8, "text_tokens": 2048}], "budget_seconds": 10}}
-    )  # fmt: skip
+        {
+            "name": name,
+            "model": {"path": model},
+            "data": [source],
+            "train": {"max_steps": steps, "step_tokens": 8192, "learning_rate": 2e-3},
+            "evaluate": {"forgetting": [{"prompts": 4, "answer_tokens": 8, "text_tokens": 2048}], "budget_seconds": 10},
+        }
+    )
     started = time.perf_counter()
     try:
         summary = train(recipe, out=folder / name)
@@ -134,16 +159,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--only")
     given = parser.parse_args()
-    results: dict = {"environment": environment(torch.device("cpu"), torch.bfloat16, ""), "steps": given.steps, "runs": {}}
+    results: dict = {
+        "environment": environment(torch.device("cpu"), torch.bfloat16, ""),
+        "steps": given.steps,
+        "runs": {},
+    }
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        jobs = [(f"bundled {file}", "bundled", {"path": str(given.folder / file), **columns}) for file, columns in FILES.items()]
+        jobs = [
+            (f"bundled {file}", "bundled", {"path": str(given.folder / file), **columns})
+            for file, columns in FILES.items()
+        ]
         gsm8k = {"path": str(given.folder / "gsm8k_test.jsonl"), "prompt": "question", "completion": "answer"}
         jobs += [(f"{family} gsm8k_test.jsonl", family, gsm8k) for family in FAMILIES]
         for name, model, source in jobs:
             if given.only and given.only not in name:
                 continue
-            path = model if model == "bundled" else str(random_model(model, given.folder / "llama_tokenizer.model", folder))
+            path = (
+                model
+                if model == "bundled"
+                else str(random_model(model, given.folder / "llama_tokenizer.model", folder))
+            )
             results["runs"][name] = one(name, path, source, given.steps, folder)
             print(name, json.dumps(results["runs"][name], indent=1), flush=True)
     if not given.only:

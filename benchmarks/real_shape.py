@@ -1,9 +1,9 @@
-"""Three LoRA steps on a Qwen3-0.6B-shaped model with its real vocabulary size: frisket beside plain transformers + PEFT.
+"""Three LoRA steps on a Qwen3-0.6B shape with its real vocabulary: frisket beside plain transformers + PEFT.
 
     make real-shape
 
-Random weights, random tokens, the same in both; each side in a process of its own, so that peak memory is its own. Losses
-must agree to 1e-3 in bf16. Results go to benchmarks/results/real-shape.json.
+Random weights, random tokens, the same in both; each side in a process of its own, so that peak memory is its own.
+Losses must agree to 1e-3 in bf16. Results go to benchmarks/results/real-shape.json.
 """
 
 import argparse
@@ -20,9 +20,16 @@ import numpy as np
 import torch
 
 SHAPE = {
-    "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16,
-    "num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+    "vocab_size": 151936,
+    "hidden_size": 1024,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
 STEPS, SAMPLES, RATE, RANK, SEED = 3, 6, 2e-4, 16, 0
 
 
@@ -58,15 +65,30 @@ def with_frisket() -> list[dict]:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>", unk_token="<unk>")
     steps: list[dict] = []
     recipe = {
-        "train": {"max_steps": STEPS, "step_tokens": 100_000, "learning_rate": RATE, "schedule": "constant", "warmup": 0, "clip": 0,
-                  "compute": "bf16", "save_every": 0, "recompute": "none"},
-        "adapt": {"rank": RANK, "alpha": RANK}, "evaluate": "off", "attend": {"row_tokens": 2048},
-    }  # fmt: skip
+        "train": {
+            "max_steps": STEPS,
+            "step_tokens": 100_000,
+            "learning_rate": RATE,
+            "schedule": "constant",
+            "warmup": 0,
+            "clip": 0,
+            "compute": "bf16",
+            "save_every": 0,
+            "recompute": "none",
+        },
+        "adapt": {"rank": RANK, "alpha": RANK},
+        "evaluate": "off",
+        "attend": {"row_tokens": 2048},
+    }
     with tempfile.TemporaryDirectory() as out:
         frisket.finetune(
-            recipe, out=Path(out) / "run", model=random_model("sdpa"), tokenizer=tokenizer, data=samples(),
+            recipe,
+            out=Path(out) / "run",
+            model=random_model("sdpa"),
+            tokenizer=tokenizer,
+            data=samples(),
             on_step=lambda r: steps.append({"loss": r.loss, "seconds": r.seconds, "norm": r.gradient_norm}),
-        )  # fmt: skip
+        )
     return steps
 
 
@@ -79,7 +101,9 @@ def with_plain() -> list[dict]:
     torch.manual_seed(int(torch.randint(0, 2**62, (1,), generator=rng)))
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets, task_type="CAUSAL_LM"))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad], lr=RATE, weight_decay=0.0, fused=True
+    )
     rows = samples()
     width = max(len(row["input_ids"]) for row in rows)
     ids = torch.zeros(len(rows), width, dtype=torch.long)
@@ -122,15 +146,23 @@ def main() -> None:
 
     told = {name: measured(name) for name in ("plain", "frisket")}
     difference = max(
-        abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(told["frisket"]["steps"], told["plain"]["steps"], strict=True)
+        abs(a["loss"] - b["loss"]) / b["loss"]
+        for a, b in zip(told["frisket"]["steps"], told["plain"]["steps"], strict=True)
     )
     seconds = {name: statistics.median(step["seconds"] for step in entry["steps"][1:]) for name, entry in told.items()}
-    result = {"environment": environment(torch.device("cpu"), torch.bfloat16, ""), "tokens": sum(len(s["input_ids"]) for s in samples()),
-              **told, "largest_relative_difference_of_loss": difference, "seconds_per_step": seconds}  # fmt: skip
+    result = {
+        "environment": environment(torch.device("cpu"), torch.bfloat16, ""),
+        "tokens": sum(len(s["input_ids"]) for s in samples()),
+        **told,
+        "largest_relative_difference_of_loss": difference,
+        "seconds_per_step": seconds,
+    }
     Path("benchmarks/results/real-shape.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'':10}{'s/step':>10}{'peak GiB':>10}   losses")
     for name, entry in told.items():
-        print(f"{name:10}{seconds[name]:10.2f}{entry['peak_gib']:10.2f}   {[round(s['loss'], 4) for s in entry['steps']]}")
+        print(
+            f"{name:10}{seconds[name]:10.2f}{entry['peak_gib']:10.2f}   {[round(s['loss'], 4) for s in entry['steps']]}"
+        )
     print(f"largest relative difference of a loss: {difference:.1e}")
     if difference > 1e-3:
         sys.exit("the losses differ by more than 1e-3")

@@ -61,17 +61,17 @@ class GroupedLayout:
         if self.in_order:
             return causal_attention(query, key, value, knobs).transpose(1, 2)
         rows, _, tokens, _ = query.shape
-        flat = [x.transpose(1, 2).reshape(rows * tokens, x.shape[1], -1) for x in (query, key, value)]
-        outs = [self._attend_group(group, *flat, knobs) for group in self.groups]
+        q, k, v = (x.transpose(1, 2).reshape(rows * tokens, x.shape[1], -1) for x in (query, key, value))
+        outs = [self._attend_group(group, q, k, v, knobs) for group in self.groups]
         nothing = outs[0].new_zeros(1, *outs[0].shape[1:])
         return torch.cat([*outs, nothing]).index_select(0, self.back).view(rows, tokens, *outs[0].shape[1:])
 
     def _attend_group(self, group: Group, query: Tensor, key: Tensor, value: Tensor, knobs: Knobs) -> Tensor:
-        parts = [
+        q, k, v = (
             x.index_select(0, group.index).view(group.segments, group.length, *x.shape[1:]).transpose(1, 2)
             for x in (query, key, value)
-        ]
-        out = causal_attention(*parts, knobs)
+        )
+        out = causal_attention(q, k, v, knobs)
         return out.transpose(1, 2).reshape(group.segments * group.length, out.shape[1], -1)
 
 

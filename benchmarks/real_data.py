@@ -3,7 +3,7 @@
     python benchmarks/real_data.py FOLDER [--steps 4] [--only qwen3]
 
 FOLDER holds the files named in FILES and `llama_tokenizer.model`; none of them comes with frisket. For every run: does
-it train; does plain PEFT give frisket's logits (fp32); does plain transformers give frisket's logits on the merged files,
+it train; does plain PEFT give frisket's logits (fp32); does plain transformers on the merged files,
 and how far are these from the unmerged model. Results go to benchmarks/results/real-data.json.
 """
 

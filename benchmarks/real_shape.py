@@ -157,6 +157,7 @@ def main() -> None:
         "largest_relative_difference_of_loss": difference,
         "seconds_per_step": seconds,
     }
+    Path("benchmarks/results").mkdir(exist_ok=True)
     Path("benchmarks/results/real-shape.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"{'':10}{'s/step':>10}{'peak GiB':>10}   losses")
     for name, entry in told.items():

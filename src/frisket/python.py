@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from frisket.errors import ConfigError
 from frisket.recipe import Recipe, load_recipe
 from frisket.run import Given, Plan, train
 from frisket.run import make_plan as _make_plan
 from frisket.watch import Silent, StepRecord, Watcher
 
+IN_MEMORY = "<in memory>"  # no file, folder or hub id can have this name
 RecipeLike = Recipe | Mapping[str, Any] | str | Path | None
 
 
 def finetune(
     recipe: RecipeLike = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     model: Any = None,
     tokenizer: Any = None,
     data: Sequence[Any] | None = None,
@@ -27,24 +29,33 @@ def finetune(
 
     Args:
         recipe: a ``Recipe``, a mapping of its sections, a YAML file or run folder, or None for the defaults.
-        out: folder of the run.
+        out: folder of the run; default ``out/<name of the recipe or data>``.
         model: hub id or folder; or a loaded ``PreTrainedModel``, which is changed in place (the adapter is taken off
-            again at the end; full fine-tuning needs a path).
-        tokenizer: a fast tokenizer, instead of the model's own.
+            again at the end). Its ``name_or_path`` is what the run folder then names as the base.
+        tokenizer: a fast tokenizer, instead of the model's own; required with a loaded model.
         data: for each source a path or an iterable of records; or simply a list of records, which is one source.
         on_step: called with a ``StepRecord`` after every step; raising stops the run.
         resume: continue from the newest complete checkpoint.
         watcher: where progress is shown; default: nowhere.
 
     Raises:
+        ConfigError: a loaded model without a tokenizer, or to be fine-tuned in full.
         FrisketError: see ``frisket.errors``; before the first step nothing is left behind.
     """
     paths, records = _sources(data)
-    path = model if isinstance(model, str | Path) else None
-    resolved = _recipe(recipe, None if path is None else str(path), paths)
-    loaded: Any = None if path is not None else model
+    loaded: Any = None if isinstance(model, str | Path) else model
+    path = None if model is None else str(model) if loaded is None else str(loaded.name_or_path or IN_MEMORY)
+    resolved = _recipe(recipe, path, paths)
+    if loaded is not None and tokenizer is None:
+        raise ConfigError("a loaded model was given without its tokenizer.\nGive both: finetune(…, tokenizer=…)")
+    if loaded is not None and resolved.adapt.method == "full":
+        raise ConfigError(
+            "full fine-tuning saves the base's own bytes where nothing moved, so it needs the base's files.\n"
+            "Give its folder or hub id: finetune(…, model='…')"
+        )
+    folder = Path("out") / (resolved.name or "run") if out is None else Path(out)
     given = Given(loaded, tokenizer, records, on_step)
-    return train(resolved, out=Path(out), resume=resume, given=given, watcher=watcher or Silent())
+    return train(resolved, out=folder, resume=resume, given=given, watcher=watcher or Silent())
 
 
 def make_plan(recipe: RecipeLike = None, *, watcher: Watcher | None = None) -> Plan:
@@ -71,6 +82,6 @@ def _sources(data: Sequence[Any] | None) -> tuple[list[str], Sequence[Iterable[M
     if data is None:
         return [], None
     sources = [data] if data and isinstance(data[0], Mapping) else list(data)
-    paths = [str(source) if isinstance(source, str | Path) else "records" for source in sources]
-    records: list[Iterable[Mapping] | None] = [None if isinstance(s, str | Path) else s for s in sources]
+    paths = [str(source) if isinstance(source, str | Path) else IN_MEMORY for source in sources]
+    records: list[Iterable[Mapping] | None] = [None if isinstance(s, str | Path) else list(s) for s in sources]
     return paths, records if any(entry is not None for entry in records) else None

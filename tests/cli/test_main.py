@@ -104,10 +104,12 @@ def test_a_failure_of_frisket_itself_under_json(frisket_says, run) -> None:
     assert "Traceback" in err
 
 
-def test_an_interrupted_run_says_how_to_go_on(frisket_says, run) -> None:
+def test_an_interrupted_run_says_how_to_go_on(frisket_says, run, tmp_path) -> None:
     run.fails = KeyboardInterrupt()
+    code, _, err = frisket_says("train", "--data", "d", "--out", str(tmp_path))
+    assert (code, err.replace("\n", "")) == (130, f"Stopped. Go on with: frisket train {tmp_path} --resume")
     code, _, err = frisket_says("train", "--data", "d", "--out", "out/x")
-    assert (code, err) == (130, "Stopped. Go on with: frisket train out/x --resume\n")
+    assert (code, err) == (130, "Stopped. Nothing was left behind.\n")
     code, out, _ = frisket_says("plan", "--data", "d", "--json")
     assert (code, json.loads(out)["error"]) == (130, {"type": "Interrupted", "message": "Stopped."})
 

@@ -31,13 +31,17 @@ def conversation(line: int, answer: str | None = "thus #### 4", **fields) -> Con
 
 @pytest.fixture
 def make(tokenizer):
-    def prompt_ids(messages, tools) -> list[int]:
+    def prompt_ids(conversation) -> list[int]:
+        last = max(i for i, m in enumerate(conversation.messages) if m.role == "assistant")
+        return joined(conversation.messages[:last])
+
+    def joined(messages) -> list[int]:
         return [0, *tokenizer("|".join(m.content for m in messages) + ">", add_special_tokens=False)["input_ids"]]
 
     def build(conversations, **settings):
         encoded = []
         for c in conversations:
-            ids = prompt_ids(c.messages, ())
+            ids = joined(c.messages)
             encoded.append((plain_sequence(c.sample_id, ids), np.ones(len(ids))))
         settings = LearningSettings(**{"name": "taught", "metric": "exact_match", "max_new_tokens": 6} | settings)
         return learning_set(settings, conversations, encoded, prompt_ids, 0)

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import frisket
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError, ConfigError, DataError, UnsupportedError
 from frisket.recipe import Recipe
 from frisket.run import Given, train
 from frisket.train import checkpoint
@@ -75,25 +75,29 @@ def stop_at(step: int):
 
 @pytest.mark.parametrize("compute", ["fp32", "bf16"])
 def test_resume_is_byte_identical_after_stops_at_random_steps(small_model, chats, tmp_path, compute):
-    wanted = recipe(small_model, chats, train={"compute": compute, "epochs": 2})
+    wanted = recipe(small_model, chats, train={"compute": compute, "epochs": 2, "save_every": 3})
     summary = train(wanted, out=tmp_path / "whole")
     rng = np.random.default_rng(0)
-    for trial in range(6):
-        out = tmp_path / f"stopped-{trial}"
+    stops = behind = 0
+    while stops < 12:
+        out = tmp_path / f"stopped-{stops}"
         at = 0
         while at < summary["steps"] - 1:
             at = int(rng.integers(at + 1, summary["steps"]))
             with pytest.raises(KeyboardInterrupt):
-                train(wanted, out=out, resume=at > 0 and out.exists(), given=Given(on_step=stop_at(at)))
+                train(wanted, out=out, resume=True, given=Given(on_step=stop_at(at)))
+            stops += 1
+            behind += at % 3 != 0
         train(wanted, out=out, resume=True)
         assert adapter(out) == adapter(tmp_path / "whole")
         assert (out / "metrics.jsonl").read_bytes() == (tmp_path / "whole" / "metrics.jsonl").read_bytes()
+    assert behind >= 4  # stopped some steps after the last checkpoint, whose lines must be dropped
 
 
 def test_a_stop_inside_accumulation_loses_nothing(small_model, chats, tmp_path, monkeypatch):
     from frisket.train.optim import Optimizer
 
-    wanted = recipe(small_model, chats)
+    wanted = recipe(small_model, chats, train={"save_every": 2})
     train(wanted, out=tmp_path / "whole")
     calls = {"left": 0}
     accumulate = Optimizer.accumulate
@@ -105,13 +109,51 @@ def test_a_stop_inside_accumulation_loses_nothing(small_model, chats, tmp_path, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Optimizer, "accumulate", stopping)
-    for trial, left in enumerate((8, 11, 13, 17)):
+    for trial, left in enumerate((2, 6, 8, 11, 13, 14, 16, 17)):
         calls["left"] = left
         out = tmp_path / f"inside-{trial}"
         with pytest.raises(KeyboardInterrupt):
             train(wanted, out=out)
         train(wanted, out=out, resume=True)
         assert adapter(out) == adapter(tmp_path / "whole")
+
+
+def test_a_killed_process_is_continued(small_model, chats, tmp_path):
+    """SIGKILL, from outside, while steps are being made."""
+    import os
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    from frisket.recipe import dump
+
+    wanted = recipe(small_model, chats, train={"epochs": 40, "save_every": 5})
+    path = tmp_path / "recipe.yaml"
+    path.write_text(dump(wanted))
+    out = tmp_path / "killed"
+    program = (
+        "import torch, sys; torch.set_num_threads(1); from frisket.cli.main import run_words; run_words(sys.argv[1:])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, "train", str(path), "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ,
+    )
+    metrics = out / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if metrics.exists() and metrics.read_text().count("\n") >= 17:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert (out / "run.lock").exists()
+    train(wanted, out=out, resume=True)
+    train(wanted, out=tmp_path / "whole")
+    assert adapter(out) == adapter(tmp_path / "whole")
+    assert not (out / "run.lock").exists()
 
 
 def test_a_checkpoint_without_complete_is_not_used(small_model, chats, tmp_path):
@@ -320,6 +362,68 @@ def test_stages_run_in_order_and_carry_the_adapter(small_model, chats, tmp_path)
     moved = max(float((first[n] - last[n]).abs().max()) for n in first)
     assert 0 < moved < 0.02  # three small steps away from where stage 1 ended
     assert adapter(tmp_path / "out") == adapter(tmp_path / "out" / "stage-2")
+
+
+def test_a_stop_in_the_second_stage_keeps_the_first(small_model, chats, tmp_path):
+    wanted = recipe(small_model, chats, train={"max_steps": 2, "save_every": 0})
+    staged = Recipe.model_validate({**wanted.model_dump(mode="json"), "evaluate": "off", "stages": [{}, {}]})
+    train(staged, out=tmp_path / "whole")
+    seen = []
+
+    def stop_in_the_second(record):
+        seen.append(record.step)
+        if seen == [1, 2, 1]:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        train(staged, out=out, given=Given(on_step=stop_in_the_second))
+    assert (out / "stage-1" / "summary.json").exists()
+    train(staged, out=out, resume=True)
+    assert adapter(out) == adapter(tmp_path / "whole")
+
+
+def test_negative_weights_are_refused_before_training(small_model, tmp_path):
+    lines = records(4)
+    lines[2]["messages"][1]["weight"] = -1
+    path = tmp_path / "signed.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=r"signed.jsonl:3.*a weight is negative"):
+        train(recipe(small_model, path), out=tmp_path / "out")
+    signed = recipe(small_model, path, supervise={"normaliser": "tokens"}, train={"max_steps": 2, "epochs": None})
+    assert train(signed, out=tmp_path / "out")["steps"] == 2
+
+
+def test_a_loaded_model_needs_its_tokenizer_and_cannot_move_in_full(small_model, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    with pytest.raises(ConfigError, match="without its tokenizer"):
+        frisket.finetune({}, model=model, data=records(4), out=tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(small_model)
+    with pytest.raises(ConfigError, match="needs the base's files"):
+        frisket.finetune(
+            {"adapt": {"method": "full"}}, model=model, tokenizer=tokenizer, data=records(4), out=tmp_path / "out"
+        )
+
+
+def test_the_output_folder_cannot_be_a_file(small_model, chats, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match="is a file"):
+        train(recipe(small_model, chats), out=tmp_path / "file")
+
+
+def test_stages_cannot_change_the_method_or_be_overfitted(small_model, chats, tmp_path):
+    given = {**recipe(small_model, chats).model_dump(mode="json"), "evaluate": "off"}
+    other = Recipe.model_validate({**given, "stages": [{"adapt": {"rank": 2}}]})
+    with pytest.raises(UnsupportedError, match="carried from stage to stage"):
+        train(other, out=tmp_path / "out")
+    going_on = Recipe.model_validate({**given, "stages": [{}, {"continue": True}]})
+    with pytest.raises(UnsupportedError, match="fresh optimizer and schedule"):
+        train(going_on, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match="--overfit tries one recipe"):
+        train(Recipe.model_validate({**given, "stages": [{}]}), out=tmp_path / "out", overfit=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_overfit_says_which_mask_stops_it(small_model, tmp_path):

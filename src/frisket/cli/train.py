@@ -40,7 +40,8 @@ def command(
         try:
             summary = run.train(recipe, out=folder, resume=resume, overfit=overfit, watcher=screen)
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"Stopped. Go on with: frisket train {folder} --resume") from stop
+            hint = f"Go on with: frisket train {folder} --resume" if folder.exists() else "Nothing was left behind."
+            raise KeyboardInterrupt(f"Stopped. {hint}") from stop
     if not as_json:
         screen.show_summary(summary, folder)
     return {**summary, "out": str(folder)}

@@ -1,7 +1,7 @@
 """One set that measures the taught task: loss, and exact match of greedy answers."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,10 @@ from frisket.evaluate.losses import Instruments, sample_losses
 from frisket.evaluate.settings import LearningSettings
 from frisket.generate.sample import generate
 from frisket.generate.settings import GenerateSettings
-from frisket.types import Conversation, Message, Sequence
+from frisket.types import Conversation, Sequence
 
 Weights = Float64[np.ndarray, "token"]
-PromptIds = Callable[[Seq[Message], Seq[Mapping]], list[int]]
+PromptIds = Callable[[Conversation], list[int]]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def learning_set(
         settings: its section of the recipe.
         conversations: as read, in the order of the file.
         encoded: sequence and weights of each.
-        prompt_ids: renders messages and tools with the opening of an assistant turn after them.
+        prompt_ids: tokens of everything before the last assistant message, rendered as the conversation is.
         index: its place in ``evaluate.learning``, for messages.
 
     Raises:
@@ -233,7 +233,7 @@ def _questions(conversations: Seq[Conversation], prompt_ids: PromptIds, where: s
         if last == 0:
             problems.append(f"{conversation.place}: no assistant message that answers something")
             continue
-        ids = prompt_ids(messages[:last], conversation.tools)
+        ids = prompt_ids(conversation)
         questions.append(Question(ids, messages[last - 1].content, messages[last].content))
     if problems:
         heading = f"{where}: exact match needs conversations with an answer; {len(problems)} have none."

@@ -35,7 +35,7 @@ class Layers:
 
 def resolve_path(path: str) -> str:
     """``bundled`` becomes its folder; anything else stays."""
-    return str(bundled.base_path()) if path == "bundled" else path
+    return str(bundled.base_path()) if path == "bundled" else str(Path(path).expanduser()) if path[:1] == "~" else path
 
 
 def device_of(name: str) -> torch.device:
@@ -44,7 +44,7 @@ def device_of(name: str) -> torch.device:
         return torch.device(name)
     if torch.cuda.is_available():
         return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    return torch.device("cpu")  # mps has no float64, which sums are kept in; it was never tried
 
 
 def compute_type(name: str, device: torch.device) -> torch.dtype:

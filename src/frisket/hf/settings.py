@@ -19,4 +19,4 @@ class ModelSettings(Section):
         was=("chat_template", "chat_template_path", "chat_template_jinja"),
     )
     remote_code: bool = knob(False, "run Python code that comes with the model", was=("trust_remote_code",))
-    device: str = knob("auto", "'auto', 'cpu', 'cuda', 'cuda:1', 'mps'")
+    device: str = knob("auto", "'auto' (cuda, else cpu), 'cpu', 'cuda', 'cuda:1'")

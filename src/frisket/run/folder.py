@@ -52,10 +52,10 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
     Raises:
         ConfigError: it is in use, or is not ours to write to.
     """
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file.\nGive a folder: --out {out}-run")
     if not out.exists() or not any(out.iterdir()):
         return Found(None, False)
-    if not out.is_dir():
-        raise ConfigError(f"--out {out} is a file.\nGive a folder: --out {out}-run")
     _refuse_if_running(out)
     if not resume:
         raise ConfigError(
@@ -81,15 +81,21 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
 @contextmanager
 def claimed(out: Path, recipe: Recipe) -> Iterator[None]:
     """Hold the folder while a run writes to it; a folder in which no step was made is left as it was found."""
-    was_there = out.exists()
+    was_there = out.exists() and any(out.iterdir())
     out.mkdir(parents=True, exist_ok=True)
     lock = out / LOCK
-    lock.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
+    try:
+        with lock.open("x") as file:
+            json.dump({"pid": os.getpid(), "host": platform.node()}, file)
+    except FileExistsError:
+        raise ConfigError(
+            f"--out {out} was taken by another run meanwhile.\nGive another folder: --out {out}-2"
+        ) from None
     (out / RECIPE_FILE).write_text(dump(recipe))
     try:
         yield
     except BaseException:
-        if not was_there and not checkpoint.complete(out):
+        if not was_there and not any(out.rglob(checkpoint.COMPLETE)):
             shutil.rmtree(out, ignore_errors=True)
         raise
     finally:
@@ -138,7 +144,9 @@ def _refuse_if_running(out: Path) -> None:
         held = json.loads(lock.read_text())
     except ValueError:
         held = {}
-    if held.get("host") == platform.node() and held.get("pid") != os.getpid() and _is_alive(held.get("pid")):
+    if held.get("host", platform.node()) != platform.node():
+        raise ConfigError(f"--out {out} is in use on {held['host']}.\nIf that run is dead, delete {lock}.")
+    if held.get("pid") != os.getpid() and _is_alive(held.get("pid")):
         raise ConfigError(
             f"--out {out} is in use by process {held['pid']}.\nWait for it, or give another folder: --out {out}-2"
         )

@@ -11,7 +11,7 @@ import numpy as np
 from frisket import bundled
 from frisket.adapt.base import Attached
 from frisket.attend.pack import pack
-from frisket.data.chat import ANSWER_ROLES, encode_many, prompt_ids
+from frisket.data.chat import ANSWER_ROLES, encode_many, prompt_of
 from frisket.data.problem import Problem
 from frisket.data.settings import SourceSettings
 from frisket.data.source import read_conversations
@@ -195,7 +195,15 @@ def _learning_set(
         conversations, weighted = _held_out(prepared, entry, records)
     else:
         path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
-        source = SourceSettings(path=path, prompt=entry.prompt, completion=entry.completion, limit=entry.limit)
+        own = prepared.recipe.data[0]  # a set is asked as the first source is taught
+        source = SourceSettings(
+            path=path,
+            prompt=entry.prompt,
+            completion=entry.completion,
+            limit=entry.limit,
+            render=own.render,
+            system=own.system,
+        )
         conversations, weighted = read_weighted(prepared, source, prepared.recipe)
     return learning.learning_set(entry, conversations, weighted, render, index)
 
@@ -217,6 +225,12 @@ def _held_out(
     for index, source in enumerate(prepared.recipe.data):
         reading = read_conversations(source, index, records[index] if records else None)
         known |= {conversation.sample_id: conversation for conversation in reading.conversations}
+    cut = [dataset.sample_ids[i] for i in dataset.held_out if dataset.sample_ids[i] not in known]
+    if cut:
+        raise DataError(
+            f"evaluate.learning: {entry.name!r} asks for answers or columns, and {cut[0]} is part of a split sample.\n"
+            "Measure the loss only, or give it a path: evaluate.learning.0.metric=loss"
+        )
     return [known[dataset.sample_ids[i]] for i in dataset.held_out], weighted
 
 
@@ -249,8 +263,8 @@ def own_prompts(prepared: Prepared, count: int) -> list[list[int]]:
     return prompts
 
 
-def _prompt_ids(prepared: Prepared, messages: Seq, tools: Seq) -> list[int]:
-    return prompt_ids(messages, prepared.template, prepared.tokenizer, tools)
+def _prompt_ids(prepared: Prepared, conversation: Conversation) -> list[int]:
+    return prompt_of(conversation, prepared.template, prepared.tokenizer)
 
 
 def _keeps_base(attached: Attached) -> bool:

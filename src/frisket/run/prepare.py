@@ -110,7 +110,7 @@ def prepare(
     train = dataset.train if overfit is None else dataset.train[:overfit]
     if not len(train):
         raise DataError("no sample is left to train on.\nLook at what was read: frisket view")
-    order = _order(recipe, dataset, train)
+    order = _order(recipe, dataset, train, in_one_step=overfit is not None)
     ledgers = _ledgers(recipe, dataset, train)
     _check_balance(ledgers)
     steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
@@ -157,7 +157,7 @@ def _wants_hold_out(recipe: Recipe) -> bool:
     return any(entry.path is None for entry in recipe.evaluate.learning)
 
 
-def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray) -> Order:
+def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: bool) -> Order:
     ids = [np.asarray(sequence.input_ids) for sequence in dataset]
     weights = [source.weight for source in recipe.data]
     settings = recipe.train
@@ -166,7 +166,7 @@ def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray) -> Order:
         train,
         dataset.source_of,
         weights,
-        step_tokens=settings.step_tokens,
+        step_tokens=2 * int(dataset.lengths[train].sum()) if in_one_step else settings.step_tokens,
         seed=settings.seed,
         keep_families=settings.order == "families",
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from frisket.adapt.base import Attached
-from frisket.errors import CheckError
+from frisket.errors import CheckError, ConfigError
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
@@ -20,7 +21,7 @@ from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
-from frisket.train.loop import Run, run_loop
+from frisket.train.loop import Run, keep_records, run_loop
 from frisket.train.memory import choose_recompute, recompute_layers
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
@@ -94,6 +95,8 @@ def train_one(
             out / "environment.json", folder.environment(loaded.device, loaded.compute, prepared.dataset.fingerprint)
         )
         finishing.write_dropped(out, prepared.dataset.dropped)
+        if recipe.evaluate is None:
+            watcher.say("evaluate   off: nothing is held out by default, and nothing is measured")
         sets = (
             measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
         )
@@ -102,6 +105,7 @@ def train_one(
             loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
         start_values = loaded.attached.state()
         start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
+        keep_records(out / "evaluations.jsonl", start.step if start else 0)
         say_speed(prepared, loaded, start.step if start else 0, watcher)
         run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
         if sets and before:
@@ -179,8 +183,9 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
 
 def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks:
     """Seam, conformance, isolation, on samples of the first step."""
-    first = next(iter(prepared.order.steps()))
-    samples = [prepared.dataset[int(i)] for i in first.samples[:64]]
+    first = next(iter(prepared.order.steps())).samples
+    members = first if len(first) > 1 else np.concatenate(prepared.order.families)
+    samples = [prepared.dataset[int(i)] for i in members[:64]]
     checks = check_model(loaded.model, samples, loaded.laying)
     watcher.say(f"checked    seam: {checks.seam} · own forward: {checks.conformance} · isolation: {checks.isolation}")
     return checks
@@ -332,8 +337,10 @@ def train(
     if found.is_finished:
         watcher.say(f"{out} is finished; nothing to do. Look at it: {out / 'report.html'}")
         return folder.read_json(out / folder.SUMMARY)
-    if resume and found.checkpoint is None:
+    if resume and found.checkpoint is None and not recipe.stages:
         watcher.say(f"resume     no complete checkpoint in {out}: starting afresh")
+    if recipe.stages and overfit:
+        raise ConfigError("--overfit tries one recipe, and this one has stages.\nLeave them out: stages=[]")
     if recipe.stages:
         from frisket.run.stages import train_stages
 

@@ -64,7 +64,10 @@ def rule_names(sequence: Sequence, settings: SuperviseSettings) -> list[str]:
 
 def problem_of(sequence: Sequence, settings: SuperviseSettings) -> str | None:
     """Why this sample cannot be taught, or None."""
-    if token_weights(sequence, settings).any():
+    weights = token_weights(sequence, settings)
+    if settings.normaliser == "weights" and (weights < 0).any():
+        return "a weight is negative, and supervise.normaliser = 'weights' divides by their sum; use tokens"
+    if weights.any():
         return None
     last = Provenance(sequence.roles[np.flatnonzero(sequence.turns >= 0)[-1]]) if (sequence.turns >= 0).any() else None
     seen = f": it ends with a {last.name.lower().replace('_', ' ')} token" if last is not None else ""

@@ -172,6 +172,14 @@ def _until(steps: Iterator[Step], epoch: int, index: int) -> Iterator[Step]:
             return
 
 
+def keep_records(path: Path, done: int) -> None:
+    """Drop the lines of a record that lie after a step, and what was half-written."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
+    if kept != lines:
+        path.write_text("".join(kept))
+
+
 class _Record:
     """``metrics.jsonl`` and ``timings.jsonl``; a resumed run first drops what lies after its checkpoint."""
 
@@ -179,8 +187,7 @@ class _Record:
         self._events = _events(tensorboard)
         self._paths = {name: out / f"{name}.jsonl" for name in ("metrics", "timings")}
         for path in self._paths.values():
-            lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-            path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done))
+            keep_records(path, done)
 
     def __enter__(self) -> Callable[[StepRecord], None]:
         self._files = {name: path.open("a", buffering=1) for name, path in self._paths.items()}

@@ -1,6 +1,8 @@
 """The ``train`` section of the recipe: the step, the optimizer, the schedule, checkpoints."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from frisket.settings import Section, knob
 
@@ -20,7 +22,7 @@ class TrainSettings(Section):
         was=("gradient_accumulation_steps", "per_device_train_batch_size", "train_batch_size"),
         gt=0,
     )
-    learning_rate: float | Literal["auto"] = knob(
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
         "auto", "peak rate; 'auto' takes the method's own default", was=("lr",)
     )
     schedule: Literal["cosine", "linear", "constant"] = knob(

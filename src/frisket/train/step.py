@@ -98,7 +98,7 @@ def run_step(
         raise CheckError(
             f"step {number}: loss {float(loss):g}, gradient norm {norm:g}; the weights were not moved.\n"
             f"Its samples: {', '.join(step.sample_ids[:5])}{' …' if len(step.sample_ids) > 5 else ''}.\n"
-            "Continue from the last checkpoint with a lower train.learning_rate, or train.compute=fp32."
+            "Start again with another --out and a lower train.learning_rate, or train.compute=fp32."
         )
     attached.before_update()
     optimizer.update(rate)

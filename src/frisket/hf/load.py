@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -221,6 +223,16 @@ def layer_counts(config: Any) -> Layers:
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
     """The layers that transformers can recompute, in order."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+def recompute_layers(model: PreTrainedModel, count: int) -> None:
+    """Recompute the first ``count`` decoder layers in the backward pass; the others keep what they computed.
+
+    Set layer by layer: the model's own switch has another name in 5.23 than in 5.17, and knows only all or every n-th.
+    """
+    for layer in decoder_layers(model)[:count]:
+        layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+        layer.gradient_checkpointing = True
 
 
 def stored_dtype(settings: ModelSettings, model: PreTrainedModel | None) -> torch.dtype:

@@ -22,7 +22,7 @@ from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
 from frisket.train.loop import Run, keep_records, run_loop
-from frisket.train.memory import choose_recompute, recompute_layers
+from frisket.train.memory import choose_recompute
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import Laying, lay_out, micro_batch_loss
@@ -159,7 +159,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     load.cast_parameters(model, compute)
     model.train()
     layers = choose_recompute(recipe.train.recompute, model, laying, prepared.dataset.lengths, compute)
-    recompute_layers(model, layers)
+    load.recompute_layers(model, layers)
     moving = sum(p.numel() for p in attached.parameters().values())
     total = sum(p.numel() for p in model.parameters())
     base = total - (moving if method.method != "full" else 0)

@@ -7,6 +7,7 @@ import torch
 
 from frisket.errors import ConfigError
 from frisket.hf.forward import Model
+from frisket.hf.load import decoder_layers
 from frisket.train.step import Laying
 
 KEPT_SHARE = 0.5  # of the memory that is free: the rest is for logits, gradients and the allocator
@@ -22,7 +23,7 @@ def choose_recompute(
     Raises:
         ConfigError: more layers than the model has.
     """
-    layers = len(_layers(model))
+    layers = len(decoder_layers(model))
     if setting == "none":
         return 0
     if setting == "all":
@@ -53,23 +54,7 @@ def activation_bytes(model: Model, tokens: int, dtype: torch.dtype) -> float:
     hidden = config.hidden_size
     intermediate = getattr(config, "intermediate_size", None) or 4 * hidden
     kept = 20 * hidden + 4 * intermediate
-    return float(tokens) * kept * len(_layers(model)) * torch.finfo(dtype).bits / 8
-
-
-def recompute_layers(model: Model, count: int) -> None:
-    """Recompute the first ``count`` layers in the backward pass; the others keep what they computed."""
-    if not count:
-        return
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    for layer in _layers(model)[count:]:
-        layer.gradient_checkpointing = False
-
-
-def _layers(model: Model) -> list:
-    """The decoder layers, which transformers marks as able to be recomputed."""
-    from frisket.hf.load import decoder_layers
-
-    return decoder_layers(model)
+    return float(tokens) * kept * len(decoder_layers(model)) * torch.finfo(dtype).bits / 8
 
 
 def _free_bytes(device: torch.device) -> float | None:

@@ -1,13 +1,13 @@
 """Which layers are computed again, and that they really are."""
 
 import torch
+from tests.models import samples, tiny
 
 from frisket.attend.pack import pack
 from frisket.hf.attention import counted
 from frisket.hf.forward import hidden_states
 from frisket.hf.load import recompute_layers
 from frisket.train.memory import activation_bytes
-from tests.models import samples, tiny
 
 
 def test_a_recomputed_layer_runs_twice_and_the_others_once():

@@ -3,6 +3,7 @@
 import json
 import math
 from contextlib import contextmanager
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -239,8 +240,9 @@ def test_too_long_samples_can_be_dropped_truncated_or_split(tokenizer):
     assert truncated[2].input_ids.tolist() == whole.input_ids[:50].tolist()
     assert (truncated.ledgers[0].truncated, truncated.ledgers[0].samples["truncated"]) == (len(whole) - 50, 1)
     split = make(rows, tokenizer, max_tokens=50, too_long="split")
-    together = np.concatenate([split[i].input_ids for i in range(2, len(split))])
-    assert together.tolist() == whole.input_ids.tolist()
+    pieces = [split[i].input_ids.tolist() for i in range(2, len(split))]
+    assert [*pieces[0], *(token for piece in pieces[1:] for token in piece[1:])] == whole.input_ids.tolist()
+    assert all(a[-1] == b[0] for a, b in pairwise(pieces))
     assert split[3].sample_id == "0:3/part2"
     assert split.ledgers[0].samples["split"] == len(split) - 3
     for dataset in (dropped, truncated, split):
@@ -265,11 +267,12 @@ def test_raw_text_is_split_without_losing_a_token(adds_bos):
     assert len(dataset) > 5
     assert max(dataset.lengths) == 16
     pieces = [piece.input_ids.tolist() for piece in dataset]
+    ids = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     if adds_bos:
         assert all(piece[0] == tokenizer.bos_token_id for piece in pieces)
-        pieces = [piece[1:] for piece in pieces]
-    ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert [token for piece in pieces for token in piece] == [*ids, tokenizer.eos_token_id]
+    else:
+        assert pieces[0][0] == ids.pop(0)  # nothing predicts a text's first token; every other one is a target once
+    assert [target for piece in pieces for target in piece[1:]] == ids
     assert_balanced(dataset)
 
 

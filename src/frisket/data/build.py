@@ -177,12 +177,12 @@ def _cuts(
     limit, choice = part.limit, part.settings.too_long
     if limit is None or length <= limit:
         return [(0, length, -1)]
-    if conversation.text is not None:
-        bos = codec.bos_id if codec.adds_bos and codec.bos_id is not None else -1
-        step = limit - (bos >= 0)
-        return [(0, limit, -1), *((at, min(at + step, length), bos) for at in range(limit, length, step))]
-    if choice == "split":
-        return [(at, min(at + limit, length), -1) for at in range(0, length, limit)]
+    if conversation.text is not None and codec.adds_bos and codec.bos_id is not None:
+        step = limit - 1
+        return [(0, limit, -1), *((at, min(at + step, length), codec.bos_id) for at in range(limit, length, step))]
+    if conversation.text is not None or choice == "split":
+        # A piece begins with the last token of the one before it, so that its own first token is predicted too.
+        return [(at, min(at + limit, length), -1) for at in range(0, length - 1, limit - 1)]
     if choice == "truncate":
         part.truncated += length - limit
         part.samples["truncated"] += 1

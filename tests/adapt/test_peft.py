@@ -74,6 +74,12 @@ def test_an_unknown_option_is_answered_with_the_nearest(option, message):
         attach(Peft(peft_type="FOURIERFT", options={option: 3}))
 
 
+def test_dropout_is_refused():
+    with pytest.raises(UnsupportedError, match="with dropout a row would not equal its samples"):
+        attach(Peft(peft_type="LORA", options={"lora_dropout": 0.1}))
+    attach(Peft(peft_type="LORA", options={"lora_dropout": 0.0}))
+
+
 @pytest.mark.parametrize("option", sorted(REFUSED_OPTIONS))
 def test_options_that_change_the_model_around_the_adapter_are_refused(option):
     with pytest.raises(UnsupportedError, match=f"adapt.options.{option} changes the model around the adapter"):

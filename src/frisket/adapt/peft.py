@@ -202,6 +202,11 @@ class Peft(_PeftMethod):
                     f"adapt.options.{name}: PEFT's {known[kind].__name__} has no such option."
                     + (f" Nearest: {hint}." if hint else "")
                 )
+            if "dropout" in name and self.options[name]:
+                raise UnsupportedError(
+                    f"adapt.options.{name} = {self.options[name]}: with dropout a row would not equal its samples.\n"
+                    f"Leave adapt.options.{name} out."
+                )
             if name in REFUSED_OPTIONS:
                 raise UnsupportedError(
                     f"adapt.options.{name} changes the model around the adapter, which frisket does not carry.\n"

@@ -1,6 +1,7 @@
 """`frisket evaluate OUT`: measure a finished run again, perhaps on other sets."""
 
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     model = load.load_model(recipe.model, compute, device)
     attached = peft.load_adapter(model, folder / "adapter")
     load.cast_parameters(model, compute)
-    sets = measuring.make_sets(prepared, model, prepared.laying, watcher, None)
+    laying = prepared.laying if attached.packs else replace(prepared.laying, arrangement="alone")
+    sets = measuring.make_sets(prepared, model, laying, watcher, None)
     if sets is None:
         raise ConfigError(f"{folder}: the recipe says `evaluate: off`.\nName a set: evaluate.learning.0.name=hold-out")
     with _base(attached):

@@ -1,10 +1,14 @@
 """Reading a model's output head: weight, bias, and what its family does to the logits."""
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from frisket.errors import UnsupportedError
+from frisket.hf.forward import hidden_states
 from frisket.supervise.loss import Head
+from frisket.types import Rows
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -23,3 +27,14 @@ def head_of(model: PreTrainedModel) -> Head:
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
     return Head(module.weight, module.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def logits_of(model: PreTrainedModel, rows: Rows, backend: str = "auto") -> Float[Tensor, "place vocab"]:
+    """Logits at every place of the flattened rows, through frisket's own path, in evaluation mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        return head_of(model).logits(hidden_states(model, rows, backend))
+    finally:
+        model.train(was_training)

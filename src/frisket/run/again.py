@@ -4,10 +4,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from frisket.adapt import peft
-from frisket.adapt.base import Attached
 from frisket.errors import ConfigError
 from frisket.hf import load
 from frisket.recipe import load_recipe
@@ -41,13 +38,8 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     sets = measuring.make_sets(prepared, model, laying, watcher, None)
     if sets is None:
         raise ConfigError(f"{folder}: the recipe says `evaluate: off`.\nName a set: evaluate.learning.0.name=hold-out")
-    with _base(attached):
+    with attached.switched_off():
         before = measuring.measure_before(model, sets, attached, recipe.train.seed)
     measured = measuring.measure_after(model, sets, before, attached)
     write_json(folder / "evaluation.json", measured)
     return measured
-
-
-def _base(attached: Attached) -> torch.autograd.grad_mode.no_grad:
-    """The model without its adapter."""
-    return attached.switched_off()  # pyright: ignore[reportReturnType]

@@ -14,8 +14,7 @@ from frisket.data.problem import Problem
 from frisket.data.source import read_conversations
 from frisket.errors import CheckError, ConfigError
 from frisket.hf import load
-from frisket.hf.forward import Model, hidden_states
-from frisket.hf.heads import head_of
+from frisket.hf.heads import logits_of
 from frisket.recipe import Recipe, load_recipe
 from frisket.run.opening import dtype_name, refuse_full
 from frisket.types import Rows
@@ -51,16 +50,16 @@ def export(folder: Path, *, to: str, into: Path | None, watcher: Watcher) -> dic
     watcher.say(f"merge      {folder / 'adapter'} into {recipe.model.path}, in float32")
     model = load.load_model(recipe.model, torch.float32, device).eval()
     attached = peft.load_adapter(model, folder / "adapter")
-    apart = [_logits(model, batch) for batch in rows]
+    apart = [logits_of(model, batch) for batch in rows]
     attached.merge()
-    merged = [_logits(model, batch) for batch in rows]
+    merged = [logits_of(model, batch) for batch in rows]
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     load.save_model(model, tokenizer, partial, base_dtype)
     again_model = load.load_model(
         recipe.model.model_copy(update={"path": str(partial), "tokenizer": None}), torch.float32, device
     ).eval()
-    again = [_logits(again_model, batch) for batch in rows]
+    again = [logits_of(again_model, batch) for batch in rows]
     in_memory, written = _largest(apart, merged), _largest(apart, again)
     scale = max(float(logits.abs().max()) for logits in apart)
     bar = BARS[base_dtype] * max(1.0, scale)
@@ -102,11 +101,6 @@ def real_rows(recipe: Recipe, tokenizer: object) -> list[Rows]:
 
         sequences = [plain_sequence("plain", tokenizer("The quick brown fox jumps over the lazy dog.")["input_ids"])]  # pyright: ignore
     return pack(sequences, "alone", 1)
-
-
-@torch.no_grad()
-def _logits(model: Model, rows: Rows) -> Tensor:
-    return head_of(model).logits(hidden_states(model, rows))
 
 
 def _largest(a: list[Tensor], b: list[Tensor]) -> float:

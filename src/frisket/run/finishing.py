@@ -17,8 +17,7 @@ from frisket.attend.pack import pack
 from frisket.data.dataset import Dataset
 from frisket.errors import CheckError
 from frisket.hf import load
-from frisket.hf.forward import Model, hidden_states
-from frisket.hf.heads import head_of
+from frisket.hf.heads import logits_of
 from frisket.recipe import Recipe, dump
 from frisket.report.card import model_card
 from frisket.report.mask_view import mask_fragment
@@ -67,7 +66,7 @@ def save_and_verify(
         CheckError: what was read back is not what was trained.
     """
     rows = _real_rows(prepared)
-    trained = _logits(loaded.model, rows, loaded.laying.backend)
+    trained = logits_of(loaded.model, rows, loaded.laying.backend)
     is_full = prepared.recipe.adapt.method == "full"
     name = "model" if is_full else "adapter"
     partial, final = out / f"{name}.partial", out / name
@@ -101,7 +100,7 @@ def save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) ->
         load.save_model(fresh, prepared.tokenizer, target, loaded.base_dtype)
         del fresh, parameters
     again = load.load_model(recipe.model.model_copy(update={"path": str(target)}), loaded.compute, loaded.device)
-    return _logits(again, rows, loaded.laying.backend)
+    return logits_of(again, rows, loaded.laying.backend)
 
 
 def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
@@ -112,7 +111,7 @@ def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows
     loaded.attached.detach()
     again = peft.load_adapter(loaded.model, target)
     load.cast_parameters(loaded.model, loaded.compute)
-    logits = _logits(loaded.model, rows, loaded.laying.backend)
+    logits = logits_of(loaded.model, rows, loaded.laying.backend)
     again.detach()
     return logits
 
@@ -178,16 +177,6 @@ def write_dropped(out: Path, dropped: list[dict]) -> None:
         (out / "dropped.jsonl").write_text(
             "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in dropped), encoding="utf-8"
         )
-
-
-@torch.no_grad()
-def _logits(model: Model, rows: Rows, backend: str) -> Tensor:
-    was_training = model.training
-    model.eval()
-    try:
-        return head_of(model).logits(hidden_states(model, rows, backend))
-    finally:
-        model.train(was_training)
 
 
 def _real_rows(prepared: Prepared, tokens: int = 512) -> Rows:

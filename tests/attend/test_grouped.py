@@ -111,15 +111,15 @@ def test_rows_that_are_their_segments_are_not_moved(batch, in_order):
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=40))
 def test_groups_hold_like_lengths_and_every_segment_once(lengths):
-    layout = grouped.prepare(lay([samples(0, lengths)]), CPU)
-    assert sum(group.segments for group in layout.groups) == len(lengths)
+    layout = grouped.prepare(lay([samples(0, lengths)]), CPU).forest
+    assert sum(group.runs for group in layout.groups) == len(lengths)
     left = sorted(lengths, reverse=True)
     for group in layout.groups:
-        members, left = left[: group.segments], left[group.segments :]
+        members, left = left[: group.runs], left[group.runs :]
         assert members[0] == group.length
         assert members[-1] >= grouped.LIKE_LENGTH * members[0]
-        assert group.segments == 1 or group.segments * group.length**2 <= grouped.GROUP_SCORES
-    places = layout.back[layout.back < sum(g.segments * g.length for g in layout.groups)]
+        assert group.runs == 1 or group.runs * group.length**2 <= grouped.GROUP_SCORES
+    places = layout.back[layout.back < sum(g.runs * g.length for g in layout.groups)]
     assert len(set(places.tolist())) == sum(lengths)
 
 
@@ -129,15 +129,13 @@ def test_padding_comes_out_as_zero():
     assert not out[1, 2:].any()
 
 
-def test_a_prefix_forest_is_refused():
+def test_a_forest_that_is_not_laid_depth_first_is_refused():
     rows = Rows(
         np.zeros((1, 4), dtype=np.int64),
-        np.arange(4)[None],
         np.array([[0, 0, 1, 1]]),
-        np.array([-1, 0]),
-        (Leaf("a", 0, 1),),
+        np.array([[0, 1, 2, 3]]),
+        np.array([-1, -1, 0, 1]),
+        (Leaf("a", 0, 2), Leaf("b", 1, 3)),
     )
-    with pytest.raises(
-        UnsupportedError, match=r"cannot express a prefix forest in this version.*segment 1 has a parent"
-    ):
+    with pytest.raises(UnsupportedError, match=r"grows from segment 0 is not the stretch.*\n.*depth first"):
         grouped.prepare(rows, CPU)

@@ -42,7 +42,9 @@ def test_every_sample_lies_in_exactly_one_row_whole_and_in_order(lengths, arrang
         assert (rows.input_ids[~rows.is_real] == 0).all()
         segments_of_row = [set(row[row >= 0]) for row in rows.segment_ids]
         if arrangement == "alone":
-            assert len(rows.leaves) == len(rows.input_ids) == 1
+            assert len(rows.leaves) == len(rows.input_ids)
+            assert rows.is_real.all()
+            assert rows.computed_tokens <= row_tokens * micro_rows or len(rows.leaves) == 1
         elif arrangement == "padded":
             assert all(len(segments) == 1 for segments in segments_of_row)
             assert rows.computed_tokens <= row_tokens * micro_rows or len(rows.leaves) == 1

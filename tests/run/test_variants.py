@@ -78,7 +78,7 @@ def test_a_hybrid_model_gets_one_sample_a_row(hybrid, pairs, tmp_path):
     run(hybrid, pairs, tmp_path / "out")
     checks = json.loads((tmp_path / "out" / "summary.json").read_text())["checks"]
     assert checks["seam"] == "1 attention layers, 1 recurrent layers beside them"
-    assert checks["isolation"] == "one sample a row: nothing to isolate"
+    assert "foreign tokens bit-identical, gradient into it 0" in checks["isolation"]
 
 
 def test_a_hybrid_model_refuses_shared_rows(hybrid, pairs, tmp_path):

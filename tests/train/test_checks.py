@@ -26,6 +26,68 @@ def test_families_pass(family, dtype):
     check_model(model, samples(0, [12, 9, 30, 7]), Laying("padded", 64, 1, "grouped", 64))
 
 
+def relatives(lengths, shared):
+    """Samples of which all begin with the same tokens."""
+    made = samples(0, lengths)
+    for one in made:
+        one.input_ids[:shared] = made[0].input_ids[:shared]
+    return made
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["grouped", "sdpa"])
+def test_forests_and_chains_pass(family, dtype, backend):
+    model = tiny(family, dtype=dtype)
+    few = relatives([22, 19, 30, 17], 9)
+    told = check_model(model, few, Laying("forest", 64, 1, backend, 64)).isolation
+    assert "a shared segment replaced" in told
+    assert "own forward of its" in told
+    told = check_model(model, few, Laying("mask-free", 64, 1, backend, 64)).isolation
+    assert "that follow it change" in told
+
+
+def test_one_length_together_is_probed_too():
+    told = check_model(tiny(dtype=torch.float32), samples(0, [12, 9, 30, 7]), Laying("alone", 64, 1, "grouped", 64))
+    assert "21 foreign tokens bit-identical" in told.isolation
+
+
+def test_long_relatives_are_cut_to_what_they_share_and_what_follows():
+    model = tiny(dtype=torch.float32, max_position_embeddings=4096)
+    told = check_model(model, relatives([1500, 1400, 1600], 1300), Laying("forest", 4096, 1, "grouped", 64)).isolation
+    assert "a shared segment replaced" in told
+
+
+def _without_spans(rows, device):
+    from dataclasses import replace
+
+    layout = grouped.prepare(rows, device)
+    return replace(layout, forest=replace(layout.forest, spans=()))
+
+
+def test_a_backend_that_drops_what_is_shared_fails(monkeypatch):
+    monkeypatch.setitem(attention.BACKENDS, "grouped", _without_spans)
+    with pytest.raises(CheckError, match="drops what a row shares"):
+        check_model(tiny(dtype=torch.float32), relatives([22, 19, 30, 17], 9), Laying("forest", 64, 1, "grouped", 64))
+
+
+def test_positions_that_do_not_go_on_from_the_trunk_fail(monkeypatch):
+    """Planted: branches restart at 0. The probe sees no leak; the comparison with the model's own forward does."""
+    from frisket.train import checks
+
+    def restarted(*arguments):
+        batches = pack(*arguments)
+        for rows in batches:
+            for segment in range(len(rows.parent_segment)):
+                at = rows.segment_ids == segment
+                rows.position_ids[at] = np.arange(at.sum())
+        return batches
+
+    monkeypatch.setattr(checks, "pack", restarted)
+    with pytest.raises(CheckError, match="logits of a forest row differ"):
+        check_model(tiny(dtype=torch.float32), relatives([22, 19, 30, 17], 9), Laying("forest", 64, 1, "grouped", 64))
+
+
 def test_without_the_mask_the_probe_fails(monkeypatch):
     def one_segment(rows, device):
         merged = np.zeros_like(rows.segment_ids)

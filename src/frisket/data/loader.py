@@ -14,6 +14,8 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int64
 
+from frisket.prefixes import sort_by_prefix
+
 SHARED_TOKENS = 32  # what a family shares beyond the header above it
 FILL = 0.98  # of step_tokens: the next family would usually not fit
 
@@ -132,10 +134,8 @@ def find_families(ids: Seq[np.ndarray], members: np.ndarray, step_tokens: int) -
     """
     if not len(members):
         return []
-    keys = [ids[i].astype(">u4").tobytes() for i in members]
-    order = sorted(range(len(members)), key=keys.__getitem__)
+    order, shared = sort_by_prefix([ids[i] for i in members])
     members = members[order]
-    shared = np.array([0] + [_common(keys[a], keys[b]) // 4 for a, b in pairwise(order)])
     tokens = np.concatenate([[0], np.cumsum([len(ids[i]) for i in members])])
     families: list[np.ndarray] = []
     nodes = [(0, len(members), 0)]
@@ -175,15 +175,3 @@ def _cut_into_steps(families: list[np.ndarray], lengths: np.ndarray, step_tokens
             steps[-1].extend(part)
             used += part_size
     return [np.array(step, dtype=np.int64) for step in steps]
-
-
-def _common(a: bytes, b: bytes) -> int:
-    """Length of the common prefix of two byte strings."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -259,6 +259,11 @@ def is_mixture(model: PreTrainedModel) -> bool:
     return any(count and count > 1 for count in counts)
 
 
+def has_router_loss(model_config: Any) -> bool:
+    """Whether the configuration asks for a mixture's auxiliary loss, which takes means over the tokens of a batch."""
+    return bool(getattr(model_config.get_text_config(), "output_router_logits", False))
+
+
 def context_length(model_config: Any) -> int | None:
     """Longest sample the model's configuration allows."""
     return getattr(model_config.get_text_config(), "max_position_embeddings", None)

@@ -8,8 +8,9 @@ import torch
 from frisket.hf import load
 from frisket.recipe import Recipe
 from frisket.run.prepare import Prepared, prepare
+from frisket.run.sharing import Sharing, bound_of, sharing_of
 from frisket.run.training import every_steps, peak_rate
-from frisket.train.step import lay_out
+from frisket.train.step import Laying, lay_out
 from frisket.types import Ledger, total
 from frisket.watch import Watcher
 
@@ -20,6 +21,10 @@ class Plan:
 
     Attributes:
         ledgers: one a source, over the planned steps.
+        laying: arrangement, backend, rows.
+        why_so: why this arrangement.
+        sharing: what one epoch's samples share.
+        bound: flat over distinct tokens, were all of them in one forest.
         rows: rows of the first step.
         fill: share of the first step's row tokens that are not padding.
         moving: parameters that would move, None where the method cannot be attached without weights.
@@ -31,6 +36,10 @@ class Plan:
     held_out: int
     longest: int
     ledgers: tuple[Ledger, ...]
+    laying: Laying
+    why_so: str
+    sharing: Sharing
+    bound: float
     rows: int
     fill: float
     moving: int | None
@@ -45,12 +54,29 @@ class Plan:
             "held_out": self.held_out,
             "longest": self.longest,
             "tokens": whole.as_dict() | {"sources": [ledger.as_dict() for ledger in self.ledgers]},
-            "attend": {"rows_of_first_step": self.rows, "fill": round(self.fill, 4), "flat_tokens": whole.flat},
+            "attend": self._attend(),
             "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
             "train": {
                 "learning_rate": peak_rate(self.recipe),
                 "save_steps": every_steps(self.recipe.train.save_every, self.steps),
             },
+        }
+
+    def _attend(self) -> dict[str, Any]:
+        """All counts are those of one epoch's steps, but for the rows and their fill, which are the first step's."""
+        sharing = self.sharing
+        return {
+            "arrangement": self.laying.arrangement,
+            "why": self.why_so,
+            "backend": self.laying.backend,
+            "row_tokens": self.laying.row_tokens,
+            "rows_of_first_step": self.rows,
+            "fill": round(self.fill, 4),
+            "flat_tokens": sharing.flat_tokens,
+            "forest_tokens": sharing.forest_tokens,
+            "forest_ratio": round(sharing.flat_tokens / sharing.forest_tokens, 4),
+            "bound": round(self.bound, 4),
+            "row_bound": round(sharing.row_bound, 4),
         }
 
     def lines(self) -> list[str]:
@@ -66,10 +92,18 @@ class Plan:
             f"+ {whole.other_objective:,} other objective + {taught:,} taught + {kept - taught:,} untaught",
             *(f"  taught   {name}: {count:,}" for name, count in whole.taught.items()),
             f"steps      {self.steps:,} of about {self.recipe.train.step_tokens:,} tokens, {whole.flat:,} in all",
+            f"attend     {self.laying.arrangement}: {self.why_so} · backend {self.laying.backend}",
+            self._shared_line(),
             f"rows       {self.rows} in the first step, {100 * self.fill:.1f} % full",
             f"model      {self.recipe.model.path}: {self.parameters:,} parameters{moving}",
             f"rate       {peak_rate(self.recipe):g} ({self._rate_source()})",
         ]
+
+    def _shared_line(self) -> str:
+        sharing = self.sharing
+        told = f"{sharing.flat_tokens:,} tokens an epoch, {sharing.forest_tokens:,} in a forest"
+        ratio = sharing.flat_tokens / sharing.forest_tokens
+        return f"  shared   {told}: at most {ratio:.2f} times faster (all in one forest: {self.bound:.2f})"
 
     def _rate_source(self) -> str:
         return self.recipe.adapt.rate_source if self.recipe.train.learning_rate == "auto" else "as the recipe says"
@@ -89,6 +123,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
     )
     moving, parameters = _parameters(recipe, prepared)
     lengths = prepared.dataset.lengths
+    epoch = prepared.order.epoch(0)
     return Plan(
         recipe,
         prepared.total_steps,
@@ -96,8 +131,12 @@ def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
         len(prepared.dataset.held_out),
         int(lengths.max()),
         prepared.ledger_of_steps(prepared.total_steps),
+        prepared.laying,
+        prepared.why_so,
+        sharing_of(prepared.dataset, epoch, recipe.attend.row_tokens),
+        bound_of(prepared.dataset, epoch),
         sum(len(m.rows.input_ids) for m in first.micro_batches),
-        first.flat_tokens / first.computed_tokens,
+        sum(m.rows.real_tokens for m in first.micro_batches) / first.computed_tokens,
         moving,
         parameters,
     )

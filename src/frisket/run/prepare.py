@@ -4,17 +4,20 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, cast
 
 import numpy as np
 
+from frisket.attend.pack import Arrangement
 from frisket.data.build import build
 from frisket.data.chat import Template, load_template
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order, make_order
 from frisket.errors import ConfigError, DataError, UnsupportedError
-from frisket.hf.load import context_length, layer_counts, load_config, load_tokenizer
+from frisket.hf.load import context_length, has_router_loss, layer_counts, load_config, load_tokenizer
 from frisket.recipe import Recipe
+from frisket.run.sharing import WORTH, computed_by_source, few_steps, sharing_of
 from frisket.supervise.policies import problem_of, token_weights
 from frisket.supervise.predictions import Weighted
 from frisket.train.step import Laying
@@ -33,6 +36,7 @@ class Prepared:
         dataset: all samples; which of them train and which are held out.
         order: families, epochs, steps.
         laying: arrangement and backend.
+        why_so: why this arrangement, in words.
         total_steps: optimizer steps of the run.
         ledgers: one a source, complete but for the planned steps.
         context: longest sample of the model, or None.
@@ -45,6 +49,7 @@ class Prepared:
     dataset: Dataset
     order: Order
     laying: Laying
+    why_so: str
     total_steps: int
     ledgers: tuple[Ledger, ...]
     context: int | None
@@ -55,14 +60,17 @@ class Prepared:
         return sequence, token_weights(sequence, self.recipe.supervise)
 
     def ledger_of_steps(self, steps: int) -> tuple[Ledger, ...]:
-        """The ledgers with the tokens of the first ``steps`` steps; isolated and padded rows share nothing."""
-        flat = np.zeros(len(self.ledgers), dtype=np.int64)
-        for number, step in enumerate(self.order.steps()):
-            if number >= steps:
-                break
+        """The ledgers with the tokens of the first ``steps`` steps; only a forest shares any."""
+        flat, computed = np.zeros((2, len(self.ledgers)), dtype=np.int64)
+        for step in islice(self.order.steps(), steps):
             np.add.at(flat, self.dataset.source_of[step.samples], self.dataset.lengths[step.samples])
+            if self.laying.arrangement == "forest":
+                computed += computed_by_source(self.dataset, step, self.laying.row_tokens)
+        if self.laying.arrangement != "forest":
+            computed = flat
         return tuple(
-            replace(ledger, flat=int(n), computed=int(n)) for ledger, n in zip(self.ledgers, flat, strict=True)
+            replace(ledger, flat=int(all_), computed=int(own), shared=int(all_ - own))
+            for ledger, all_, own in zip(self.ledgers, flat, computed, strict=True)
         )
 
 
@@ -114,30 +122,46 @@ def prepare(
     ledgers = _ledgers(recipe, dataset, train)
     _check_balance(ledgers)
     steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
-    return Prepared(
-        recipe, config, tokenizer, template, dataset, order, laying_of(recipe, config), steps, ledgers, context
-    )
+    laying, why = _laying(recipe, config, dataset, order)
+    return Prepared(recipe, config, tokenizer, template, dataset, order, laying, why, steps, ledgers, context)
 
 
-def laying_of(recipe: Recipe, config: Any) -> Laying:
-    """Arrangement and backend; a model with recurrent layers gets one sample a row.
+def _laying(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tuple[Laying, str]:
+    """Arrangement and backend, and why this arrangement.
 
     Raises:
-        UnsupportedError: rows of several samples were asked for and the model cannot have them.
+        UnsupportedError: rows were asked for that this model cannot have.
     """
     attend = recipe.attend
-    arrangement = "isolated" if attend.arrangement == "auto" else attend.arrangement
+    arrangement, why = _arrangement(attend.arrangement, attend.row_tokens, config, dataset, order)
+    backend = "grouped" if attend.backend == "auto" else attend.backend
+    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens), why
+
+
+def _arrangement(asked: str, row_tokens: int, config: Any, dataset: Dataset, order: Order) -> tuple[Arrangement, str]:
     recurrent = layer_counts(config).recurrent
     if recurrent:
-        if attend.arrangement == "isolated":
+        if asked not in ("auto", "padded"):
             raise UnsupportedError(
-                f"attend.arrangement = 'isolated': the model has {recurrent} recurrent layers, which carry state from "
+                f"attend.arrangement = '{asked}': the model has {recurrent} recurrent layers, which carry state from "
                 "sample to sample of a row.\n"
-                "Use attend.arrangement=auto: one sample a row."
+                "Use attend.arrangement=auto: one sample a row, samples of one length together."
             )
-        arrangement = "alone"
-    backend = "grouped" if attend.backend == "auto" else attend.backend
-    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens)
+        return "alone", f"the model has {recurrent} recurrent layers, which carry state from token to token"
+    if asked == "forest" and has_router_loss(config):
+        raise UnsupportedError(
+            "attend.arrangement = 'forest': the model's configuration asks for a router loss (output_router_logits), "
+            "whose means over tokens change where tokens are shared.\n"
+            "Use attend.arrangement=isolated."
+        )
+    if asked == "auto" and not has_router_loss(config):
+        saved = sharing_of(dataset, few_steps(order), row_tokens).saved
+        if saved >= WORTH:
+            return "forest", f"samples of a step share {100 * saved:.0f} % of their tokens: computed once"
+        return "isolated", f"a forest would save {100 * saved:.1f} %, less than {100 * WORTH:.0f} %"
+    if asked == "auto":
+        return "isolated", "the model's router loss takes means over tokens"
+    return cast(Arrangement, asked), "as the recipe says"
 
 
 def count_steps(recipe: Recipe, order: Order) -> int:

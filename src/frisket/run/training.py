@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from frisket.adapt.base import Attached
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError, ConfigError, UnsupportedError
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
@@ -147,14 +147,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
         watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
     rng = torch.Generator().manual_seed(recipe.train.seed)
     attached = method.attach(model, rng)
-    laying = prepared.laying
-    if not attached.packs and laying.arrangement != "alone":
-        watcher.warn(f"{method.method}: not shown to be exact in packed rows, so every sample gets a row of its own")
-        laying = replace(laying, arrangement="alone")
-    if laying.arrangement == "alone" and attached.packs:
-        watcher.warn(
-            "the model has recurrent layers, which carry state from token to token: every sample gets a row of its own"
-        )
+    laying = _laying(prepared, attached, method.method, watcher)
     optimizer = Optimizer(attached.parameters(), recipe.train, compute)
     load.cast_parameters(model, compute)
     model.train()
@@ -169,16 +162,41 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     watcher.say(
         f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
     )
-    rows = {
-        "isolated": f"isolated in rows of {laying.row_tokens:,}",
-        "padded": "padded, one sample a row",
-        "alone": "one sample a row, one row at a time",
-    }
-    watcher.say(
-        f"attend     {rows[laying.arrangement]} tokens · backend {laying.backend}"
-        + (f" · {layers} layers recomputed" if layers else "")
-    )
+    watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
+    watcher.say(f"           backend {laying.backend}" + (f" · {layers} layers recomputed" if layers else ""))
     return Loaded(model, attached, optimizer, laying, device, compute, base_dtype)
+
+
+_ROWS = {
+    "isolated": "isolated samples in rows",
+    "padded": "padded, one sample a row, batches",
+    "forest": "forest: shared prefixes once, in rows",
+    "mask-free": "mask-free: each sample sees those before it, in rows",
+    "alone": "one sample a row, samples of one length together, batches",
+}
+
+
+def _laying(prepared: Prepared, attached: Attached, method: str, watcher: Watcher) -> Laying:
+    """The arrangement that this method can have.
+
+    Raises:
+        UnsupportedError: the recipe asks for one that it cannot have.
+    """
+    laying = prepared.laying
+    asked = prepared.recipe.attend.arrangement
+    if not attached.packs and laying.arrangement not in ("alone", "padded"):
+        if asked in ("forest", "mask-free"):
+            raise UnsupportedError(
+                f"attend.arrangement = '{asked}': {method} is not shown to be exact where rows hold several samples.\n"
+                "Use attend.arrangement=auto: one sample a row."
+            )
+        watcher.warn(f"{method}: not shown to be exact in packed rows, so every sample gets a row of its own")
+        return replace(laying, arrangement="alone")
+    if laying.arrangement == "alone":
+        watcher.warn(f"{prepared.why_so}: every sample gets a row of its own")
+    if laying.arrangement == "mask-free":
+        watcher.warn("mask-free rows train on samples that see each other: compare with attend.arrangement=isolated")
+    return laying
 
 
 def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks:

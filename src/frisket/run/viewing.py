@@ -11,7 +11,7 @@ from frisket.recipe import Recipe
 from frisket.report.mask_view import RowView, Target, mask_view
 from frisket.run.prepare import Prepared, prepare
 from frisket.supervise.policies import rule_names
-from frisket.supervise.predictions import Weighted, predictions
+from frisket.supervise.predictions import Weighted, path_between, predictions
 from frisket.types import PADDING_SEGMENT, Provenance, Rows
 from frisket.watch import Watcher
 
@@ -100,12 +100,13 @@ def _row_view(
     width = len(segments)
     provenance, weights, rules = ["padding"] * width, np.zeros(width), ["padding"] * width
     for leaf in rows.leaves:
-        at = np.flatnonzero(segments == leaf.last)
+        at = np.flatnonzero(np.isin(segments, path_between(rows, leaf.first, leaf.last)))
         if len(at):
             sequence, own = weighted[leaf.sample_id]
             names = rule_names(sequence, prepared.recipe.supervise)
             for place, role, weight, name in zip(at, sequence.roles, own, names, strict=True):
-                provenance[place], weights[place], rules[place] = Provenance(role).name.lower(), weight, name
+                provenance[place], rules[place] = Provenance(role).name.lower(), name
+                weights[place] += weight
     targets: list[list[Target]] = [[] for _ in range(width)]
     told = predictions(rows, weighted)
     for position, target, weight in zip(told.position, told.target_ids, told.weights, strict=True):

@@ -25,7 +25,7 @@ def predictions(rows: Rows, samples: Mapping[str, Weighted]) -> Predictions:
     position, target_ids, weights = [], [], []
     for leaf in rows.leaves:
         sequence, token_weights = samples[leaf.sample_id]
-        path = np.concatenate([places[s] for s in _path(rows, leaf.first, leaf.last)])
+        path = np.concatenate([places[s] for s in path_between(rows, leaf.first, leaf.last)])
         taught = 1 + np.flatnonzero(token_weights[1:])
         position.append(path[taught - 1])
         target_ids.append(sequence.input_ids[taught].astype(np.int64))
@@ -42,7 +42,12 @@ def _places(rows: Rows) -> list[np.ndarray]:
     return np.split(order[padding:], np.cumsum(counts)[:-1])
 
 
-def _path(rows: Rows, first: int, last: int) -> list[int]:
+def path_between(rows: Rows, first: int, last: int) -> list[int]:
+    """Segments from ``first`` down to its descendant ``last``: the path that is a sample.
+
+    Raises:
+        ValueError: it is no descendant.
+    """
     path = [last]
     while path[-1] != first:
         parent = int(rows.parent_segment[path[-1]])

@@ -7,17 +7,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from frisket.attend.pack import pack
+from frisket.attend.pack import Arrangement, pack
+from frisket.attend.reference import path_to
 from frisket.errors import CheckError
 from frisket.hf.attention import EAGER, OWN, counted, own_attention, supports_sdpa
 from frisket.hf.forward import Model, hidden_states
 from frisket.hf.heads import head_of
 from frisket.hf.load import is_mixture, layer_counts
+from frisket.prefixes import sort_by_prefix
 from frisket.train.step import Laying
 from frisket.types import Rows, Sequence
 
 CONFORMANCE_TOKENS = 1024
 PROBE_TOKENS = 2048
+SHARED_PROBE_TOKENS = 256  # of what two samples share, and of what follows
 EXACT_BAR = 1e-4
 
 
@@ -52,7 +55,11 @@ def check_model(model: Model, samples: Seq[Sequence], laying: Laying) -> Checks:
     was_training = model.training
     model.eval()
     try:
-        longest = max((s for s in samples if len(s) <= CONFORMANCE_TOKENS), key=len, default=_shortened(samples[0]))
+        longest = max(
+            (s for s in samples if len(s) <= CONFORMANCE_TOKENS),
+            key=len,
+            default=_part(samples[0], 0, CONFORMANCE_TOKENS),
+        )
         one = pack([longest], "alone", 1)[0]
         seam = check_seam(model, one, laying.backend)
         difference, bar = conformance(model, one, laying.backend)
@@ -62,7 +69,7 @@ def check_model(model: Model, samples: Seq[Sequence], laying: Laying) -> Checks:
                 f"{bar:.2g}).\n"
                 "Something that this model adds to attention or logits is not honoured. Please report the model."
             )
-        isolation = probe(model, _few(samples), laying, bar)
+        isolation = probe(model, _few(samples, laying.arrangement), laying, bar)
     finally:
         model.train(was_training)
     return Checks(seam, f"{difference:.2g} of {bar:.2g} allowed", isolation)
@@ -92,16 +99,20 @@ def check_seam(model: Model, rows: Rows, backend: str) -> str:
 
 @torch.no_grad()
 def conformance(model: Model, rows: Rows, backend: str) -> tuple[float, float]:
-    """Largest difference of a logit between our path and the model's own forward, and the bar for it.
+    """Largest difference of a logit between our path and the model's own forward of one row, and the bar for it."""
+    return _against_own(model, rows.input_ids, head_of(model).logits(hidden_states(model, rows, backend)))
+
+
+def _against_own(model: Model, ids: np.ndarray, ours: Tensor) -> tuple[float, float]:
+    """Largest difference of our logits to those of the model's own forward, and the bar for it.
 
     The bar is 1e-4 of the largest logit (of 1, where all are smaller) in fp32 and fp64. In bf16 it is twice the
     difference between the model's own eager and SDPA forwards, at least 2^-7 of the largest logit (one bf16 rounding
     each way); where the family has no SDPA form, 2^-5. In a mixture of experts a rounding can send a token to another
     expert, so in bf16 the median over tokens is compared.
     """
-    ours = head_of(model).logits(hidden_states(model, rows, backend))
     has_sdpa = supports_sdpa(model)
-    theirs = _own_logits(model, rows, OWN if has_sdpa else EAGER)
+    theirs = _own_logits(model, ids, OWN if has_sdpa else EAGER)
     largest = float(theirs.abs().max())
     if model.dtype in (torch.float32, torch.float64):
         return float((ours - theirs).abs().max()), EXACT_BAR * max(1.0, largest)
@@ -109,37 +120,61 @@ def conformance(model: Model, rows: Rows, backend: str) -> tuple[float, float]:
     difference = float(of_tokens((ours - theirs).abs().amax(-1)))
     if not has_sdpa:
         return difference, largest * 2**-5
-    between = float(of_tokens((_own_logits(model, rows, EAGER) - theirs).abs().amax(-1)))
+    between = float(of_tokens((_own_logits(model, ids, EAGER) - theirs).abs().amax(-1)))
     return difference, max(2 * between, largest * 2**-7)
 
 
 def probe(model: Model, samples: Seq[Sequence], laying: Laying, bar: float) -> str:
-    """Replace one segment's tokens and see who notices.
+    """Lay some samples into one row, replace a segment's tokens and see who notices.
 
-    Its own outputs must change, all others must be bit-identical, and the gradient of the others' outputs with respect
-    to its embeddings must be exactly 0. In a mixture of experts, where routing changes the shapes of others' matmuls,
-    outputs and gradient may differ by the bar of conformance.
+    Its own outputs must change, and in a chain those of later samples; in a forest those of its descendants may. All
+    others must be bit-identical, and the gradient of the others' outputs with respect to its embeddings must be exactly
+    0. In a mixture of experts, where routing changes the shapes of others' matmuls, outputs and gradient may differ by
+    the bar of conformance. In a forest and in a chain the logits of the row must be those of the model's own forward.
 
     Raises:
-        CheckError: a segment is seen by another.
+        CheckError: a segment is seen by another, or not seen where it should be.
     """
-    if laying.arrangement == "alone" or len(samples) < 2:
-        return "one sample a row: nothing to isolate"
+    if len(samples) < 2:
+        return "one sample: nothing to isolate"
     rows = pack(samples, laying.arrangement, sum(len(s) for s in samples) * len(samples), 1)[0]
+    allowed = bar if is_mixture(model) else 0.0
+    told = [_probe_segment(model, rows, segment, laying, allowed) for segment in _probed(rows)]
+    if laying.arrangement in ("forest", "mask-free"):
+        told.append(_check_paths(model, samples, rows, laying))
+    return "; ".join(told)
+
+
+def _probed(rows: Rows) -> list[int]:
+    """A segment in the middle without descendants, and one with, where there are such."""
+    parents = set(rows.parent_segment.tolist())
+    leaves = [s for s in range(len(rows.parent_segment)) if s not in parents]
+    trunks = [s for s in range(len(rows.parent_segment)) if s in parents]
+    return [leaves[(len(leaves) - 1) // 2], *trunks[:1]]
+
+
+def _probe_segment(model: Model, rows: Rows, segment: int, laying: Laying, allowed: float) -> str:
     flat = rows.segment_ids.ravel()
-    changed = int(flat[flat >= 0].max()) // 2
-    own, others = torch.from_numpy(flat == changed), torch.from_numpy((flat != changed) & (flat >= 0))
+    below = [s for s in range(len(rows.parent_segment)) if s != segment and segment in path_to(rows, s)]
+    own, under = torch.from_numpy(flat == segment), torch.from_numpy(np.isin(flat, below))
+    others = torch.from_numpy(flat >= 0) & ~own & ~under
     embeddings, hidden, leak = _gradient_into(model, rows, laying.backend, own, others)
     replaced = embeddings.clone()
     replaced.view(-1, replaced.shape[-1])[own] = replaced.view(-1, replaced.shape[-1])[own].flip(-1)
     with torch.no_grad():
         after = hidden_states(model, rows, laying.backend, embeddings=replaced)
-    moved = float((after - hidden)[own].abs().max())
-    foreign = float((after - hidden)[others].abs().max())
-    allowed = bar if is_mixture(model) else 0.0
+    moved, seen, foreign = (
+        float((after - hidden)[at].abs().amax()) if at.any() else 0.0 for at in (own, under, others)
+    )
     if not moved > 0:
         raise CheckError(
             "isolation probe: replacing a segment's tokens did not change its own outputs: the probe saw nothing."
+        )
+    if below and not seen > 0:
+        raise CheckError(
+            "isolation probe: replacing a segment's tokens changed nothing in the samples that should see it: the "
+            f"backend {laying.backend} drops what a row shares.\n"
+            "Use attend.arrangement=isolated, and please report the model."
         )
     if foreign > allowed or leak > allowed:
         raise CheckError(
@@ -148,8 +183,29 @@ def probe(model: Model, samples: Seq[Sequence], laying: Laying, bar: float) -> s
             f"(gradient {leak:.2g}).\nUse attend.arrangement=padded, and please report the model."
         )
     same = f"within {allowed:.1g}" if allowed else "bit-identical"
-    count = int(others.sum())
-    return f"{count} tokens of {len(samples) - 1} other samples {same}, gradient into the replaced one {leak:g}"
+    kind = "a shared segment" if below and laying.arrangement == "forest" else "a sample"
+    follow = f", the {int(under.sum())} that follow it change" if below else ""
+    return f"{kind} replaced: {int(others.sum())} foreign tokens {same}, gradient into it {leak:g}{follow}"
+
+
+@torch.no_grad()
+def _check_paths(model: Model, samples: Seq[Sequence], rows: Rows, laying: Laying) -> str:
+    """Compare the row's logits with the model's own: of each sample of a forest, of the whole row of a chain."""
+    logits = head_of(model).logits(hidden_states(model, rows, laying.backend))
+    flat = rows.segment_ids.ravel()
+    if laying.arrangement == "mask-free":
+        compared = [_against_own(model, rows.input_ids, logits)]
+    else:
+        ids = {sample.sample_id: sample.input_ids.astype(np.int64)[None] for sample in samples}
+        paths = [(leaf, np.flatnonzero(np.isin(flat, path_to(rows, leaf.last)))) for leaf in rows.leaves]
+        compared = [_against_own(model, ids[leaf.sample_id], logits[torch.from_numpy(at)]) for leaf, at in paths]
+    worst, bar = max(compared, key=lambda pair: pair[0] / pair[1])
+    if not worst <= bar:
+        raise CheckError(
+            f"the logits of a {laying.arrangement} row differ from the model's own forward by {worst:.2g} (allowed: "
+            f"{bar:.2g}).\nUse attend.arrangement=isolated, and please report the model."
+        )
+    return f"own forward of its {len(compared)} {'row' if len(compared) == 1 else 'paths'}: {worst:.2g} of {bar:.2g}"
 
 
 def _gradient_into(model: Model, rows: Rows, backend: str, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor, float]:
@@ -163,24 +219,40 @@ def _gradient_into(model: Model, rows: Rows, backend: str, own: Tensor, others: 
     return embeddings.detach(), hidden.detach(), float(grad.flatten(0, 1)[own].abs().max())
 
 
-def _own_logits(model: Model, rows: Rows, implementation: str) -> Tensor:
-    ids = torch.from_numpy(rows.input_ids).to(model.device)
+def _own_logits(model: Model, ids: np.ndarray, implementation: str) -> Tensor:
     with own_attention(model, implementation):
-        logits = model(input_ids=ids, use_cache=False).logits.flatten(0, 1)
+        logits = model(input_ids=torch.from_numpy(ids).to(model.device), use_cache=False).logits.flatten(0, 1)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _few(samples: Seq[Sequence]) -> list[Sequence]:
-    """Up to four of the shortest samples that fit the probe's budget, two at least."""
-    chosen: list[Sequence] = []
+def _few(samples: Seq[Sequence], arrangement: Arrangement) -> list[Sequence]:
+    """Up to four samples, short enough for the probe: the shortest; for a forest first the two that share most.
+
+    Where only samples of one length lie together, all are cut to the shortest.
+    """
+    chosen = _relatives(samples) if arrangement == "forest" else []
     for sample in sorted(samples, key=len)[:4]:
-        if len(chosen) < 2 or sum(len(s) for s in chosen) + len(sample) <= PROBE_TOKENS:
-            chosen.append(sample)
-    return [_shortened(s) for s in chosen]
+        few = len(chosen) < 2 or sum(len(s) for s in chosen) + len(sample) <= PROBE_TOKENS
+        if few and len(chosen) < 4 and all(sample.sample_id != s.sample_id for s in chosen):
+            chosen.append(_part(sample, 0, CONFORMANCE_TOKENS))
+    if arrangement == "alone":
+        return [_part(sample, 0, min(map(len, chosen))) for sample in chosen]
+    return chosen
 
 
-def _shortened(sample: Sequence) -> Sequence:
-    part = slice(0, CONFORMANCE_TOKENS)
+def _relatives(samples: Seq[Sequence]) -> list[Sequence]:
+    """The two samples that share most, cut to the end of what they share and what follows."""
+    order, shared = sort_by_prefix([sample.input_ids for sample in samples])
+    place = int(np.argmax(shared))
+    depth = int(shared[place])
+    start = max(0, depth - SHARED_PROBE_TOKENS)
+    if not depth:
+        return []
+    return [_part(samples[int(i)], start, depth + SHARED_PROBE_TOKENS) for i in order[place - 1 : place + 1]]
+
+
+def _part(sample: Sequence, start: int, stop: int) -> Sequence:
+    part = slice(start, stop)
     return Sequence(
         sample.sample_id,
         sample.source,

@@ -18,6 +18,7 @@ BASE = Path("src/frisket/bundled/base")
 INSTRUCTIONS = Path("src/frisket/bundled/instructions")
 RESULTS = Path(__file__).with_name("results.json")
 TRAINING = Path(__file__).with_name("training.json")
+AGAIN = Path(__file__).with_name("again.json")
 PROMPTS_PER_SKILL = 250
 SEED = 23
 WINDOW = 512
@@ -141,7 +142,8 @@ def main() -> None:
     results = measure(BASE)
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     training = json.loads(TRAINING.read_text(encoding="utf-8"))
-    (BASE / "README.md").write_text(card.render(results, training), encoding="utf-8")
+    again = json.loads(AGAIN.read_text(encoding="utf-8"))
+    (BASE / "README.md").write_text(card.render(results, training, again), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.models import samples
 
-from frisket.attend.backends import dense, grouped
+from frisket.attend.backends import dense, grouped, groups
 from frisket.attend.backends.matmul import Knobs
 from frisket.attend.pack import lay, pack
 from frisket.attend.reference import visible
@@ -92,10 +92,13 @@ def test_long_segments_are_cut_into_blocks_of_queries(window):
     assert difference.abs().max() <= 1e-12
 
 
-def test_a_band_is_causal_and_as_wide_as_the_window():
-    band = grouped._band(2, 5, 1, 2, CPU).int().tolist()  # queries 2 to 4, keys 1 to 4
-    assert band == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
-    assert grouped._band(0, 2, 0, None, CPU).int().tolist() == [[1, 0], [1, 1]]
+def test_blocks_are_causal_and_as_wide_as_the_window(monkeypatch):
+    monkeypatch.setattr(groups, "QUERY_BLOCK", 3)
+    grouping = grouped.prepare(lay([samples(0, [5])]), CPU).grouping
+    (first, second) = grouping.blocks(0, 2)
+    assert (second.queries, second.keys) == (slice(3, 5), slice(2, 5))
+    assert first.mask.int().tolist() == [[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]
+    assert second.mask.int().tolist() == [[[1, 1, 0], [0, 1, 1]]]
 
 
 @pytest.mark.parametrize(
@@ -105,20 +108,20 @@ def test_a_band_is_causal_and_as_wide_as_the_window():
 def test_rows_that_are_their_segments_are_not_moved(batch, in_order):
     sequences = iter(samples(0, [length for row in batch for length in row]))
     rows = lay([[next(sequences) for _ in row] for row in batch])
-    assert grouped.prepare(rows, CPU).in_order is in_order
+    assert grouped.prepare(rows, CPU).grouping.in_order is in_order
 
 
 @settings(max_examples=40, deadline=None)
 @given(lengths=st.lists(st.integers(1, 500), min_size=1, max_size=40))
 def test_groups_hold_like_lengths_and_every_segment_once(lengths):
-    layout = grouped.prepare(lay([samples(0, lengths)]), CPU).forest
+    layout = grouped.prepare(lay([samples(0, lengths)]), CPU).grouping
     assert sum(group.runs for group in layout.groups) == len(lengths)
     left = sorted(lengths, reverse=True)
     for group in layout.groups:
         members, left = left[: group.runs], left[group.runs :]
         assert members[0] == group.length
-        assert members[-1] >= grouped.LIKE_LENGTH * members[0]
-        assert group.runs == 1 or group.runs * group.length**2 <= grouped.GROUP_SCORES
+        assert members[-1] >= groups.LIKE_LENGTH * members[0]
+        assert group.runs == 1 or group.runs * group.length**2 <= groups.GROUP_SCORES
     places = layout.back[layout.back < sum(g.runs * g.length for g in layout.groups)]
     assert len(set(places.tolist())) == sum(lengths)
 

@@ -4,21 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.equivalence.test_arrangements import alone, assert_same, loss_and_gradients, weighted
 from tests.models import FAMILIES, VOCAB, sample, tiny
 
-from frisket.attend.backends import merged
+from frisket.attend.backends import groups, merged
 from frisket.attend.forest import nodes_of, plant
 from frisket.attend.pack import lay_forest, pack
 
 
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch):
-    """Blocks small enough that rows of a test have several."""
-    monkeypatch.setattr(merged, "QUERY_BLOCK", 5)
+@pytest.fixture(autouse=True, params=["merged", "gathered"])
+def _small_blocks(request, monkeypatch):
+    """Blocks small enough that rows of a test have several; trunks as spans, or put in front of the runs."""
+    monkeypatch.setattr(groups, "QUERY_BLOCK", 5)
     monkeypatch.setattr(merged, "SPAN_SCORES", 40)
+    monkeypatch.setattr(groups, "SPAN_PAIRS", {"merged": 30, "gathered": 1 << 16}[request.param])
 
 
 def relatives(seed, count, depth, branches=2, longest=7):
@@ -60,7 +61,7 @@ def test_forests_of_every_family_equal_their_samples(family):
         assert_same(loss_and_gradients(model, batches[::-1], pairs, backend="sdpa"), truth)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(1, 10),

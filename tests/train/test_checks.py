@@ -62,7 +62,7 @@ def _without_spans(rows, device):
     from dataclasses import replace
 
     layout = grouped.prepare(rows, device)
-    return replace(layout, forest=replace(layout.forest, spans=()))
+    return replace(layout, grouping=replace(layout.grouping, spans=()))
 
 
 def test_a_backend_that_drops_what_is_shared_fails(monkeypatch):

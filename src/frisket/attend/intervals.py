@@ -24,12 +24,14 @@ class Runs:
         lengths: tokens.
         ends: place after the last token that grows from it (its own, where nothing does).
         depths: runs above it.
+        parents: the run it grows from; -1 for none.
     """
 
     starts: Int64[np.ndarray, "run"]
     lengths: Int64[np.ndarray, "run"]
     ends: Int64[np.ndarray, "run"]
     depths: Int64[np.ndarray, "run"]
+    parents: Int64[np.ndarray, "run"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,10 @@ def runs_of(rows: Rows) -> Runs:
     for segment in heads:
         if parents[segment] != ROOT:
             depths[segment] = depths[run_of[parents[segment]]] + 1
-    return Runs(starts[heads], joined[heads], ends[heads], depths[heads])
+    number = np.full(len(parents), ROOT)
+    number[heads] = np.arange(len(heads))
+    above = np.array([number[run_of[parents[head]]] if parents[head] != ROOT else ROOT for head in heads])
+    return Runs(starts[heads], joined[heads], ends[heads], depths[heads], above.astype(np.int64))
 
 
 def subtree_ends(rows: Rows) -> Int32[np.ndarray, "place"]:

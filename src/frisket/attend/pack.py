@@ -1,7 +1,7 @@
 """Laying samples into rows. Best-fit decreasing, so that rows are full; nothing is ever cut."""
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence as Seq
+from heapq import heappop, heappush
 from typing import Literal
 
 import numpy as np
@@ -78,17 +78,23 @@ def best_fit(lengths: Seq[int], capacity: int) -> list[list[int]]:
     [[0, 3], [2, 1]]
     """
     bins: list[list[int]] = []
-    spaces: list[tuple[int, int]] = []  # (space left, bin), sorted
+    rows_with: list[list[int]] = [[] for _ in range(capacity + 1)]  # by space left, as heaps: the oldest row first
+    spaces = 0  # bit s is set where a row has s tokens left, so the best fit is the lowest bit from the length on
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        place = bisect_left(spaces, (lengths[index], -1))
-        if place < len(spaces):
-            space, target = spaces.pop(place)
+        length = lengths[index]
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            target = heappop(rows_with[space])
+            if not rows_with[space]:
+                spaces ^= 1 << space
         else:
             space, target = capacity, len(bins)
             bins.append([])
         bins[target].append(index)
-        if space > lengths[index]:
-            insort(spaces, (space - lengths[index], target))
+        if space > length:
+            heappush(rows_with[space - length], target)
+            spaces |= 1 << (space - length)
     return bins
 
 

@@ -15,6 +15,9 @@ class AttendSettings(Section):
         "row (another training, not a faster one: see docs). 'auto': the forest where it saves 5 % or more",
         was=("packing",),
     )
+    compare: bool = knob(
+        False, "mask-free only: train isolated rows for the same steps too, into OUT/isolated, and say which is better"
+    )
     row_tokens: int = knob(
         4096, "tokens a row is filled up to (a budget, not a limit: a longer sample gets a row of its own)", gt=0
     )

@@ -23,6 +23,8 @@ def summary_screen(summary: Mapping, out: Path, width: int) -> RenderableType:
     if summary.get("examples"):
         parts += [_examples(summary["examples"], width)]
     parts += measures(summary, width)
+    if summary.get("verdict"):
+        parts.append(_verdict(summary["verdict"]))
     if summary.get("tokens"):
         parts.append(_ledger(summary["tokens"]))
     parts.append(_closing(summary, out))
@@ -106,6 +108,19 @@ def _measure_table(title: str, sets: Mapping[str, Mapping], is_narrow: bool) -> 
         for group, inner in entry.get("groups", {}).items():
             _add_rows(table, f"  {group}", inner, first_only=True)
     return Padding(table, (0, 0, 1, 2))
+
+
+def _verdict(verdict: Mapping) -> RenderableType:
+    """Mask-free rows against isolated ones."""
+    table = _fitted("Mask-free")
+    for name in ("mask-free", "isolated", "95 % of isolated"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, found in verdict["quality"].items():
+        interval = "–".join(figure(end) for end in found["interval"])
+        table.add_row(f"{name}: {found['told']}", figure(found["mask_free"]), figure(found["isolated"]), interval)
+    times = verdict["seconds_per_step"]
+    table.add_row("seconds a step", figure(times["mask_free"]), figure(times["isolated"]), "")
+    return Padding(Group(table, Text(f"  {verdict['recommendation']}", style="bold")), (0, 0, 1, 2))
 
 
 def _fitted(title: str) -> Table:

@@ -16,7 +16,7 @@ from frisket.errors import CheckError, ConfigError, UnsupportedError
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
-from frisket.run import finishing, folder, measuring
+from frisket.run import finishing, folder, mask_free, measuring
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
@@ -101,26 +101,30 @@ def train_one(
             measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
         )
         before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
+        meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher)
         if given.start is not None:
             loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
         start_values = loaded.attached.state()
         start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
+        meter.measure(start.step if start else 0)
         keep_records(out / "evaluations.jsonl", start.step if start else 0)
         say_speed(prepared, loaded, start.step if start else 0, watcher)
         run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
         if sets and before:
-            run = replace(run, evaluate=lambda step: _evaluate_during(loaded.model, sets, before, out, step))
+            run = replace(run, evaluate=lambda step: _evaluate_during(loaded.model, sets, before, out, step, meter))
         training_began = time.perf_counter()
         with _deterministic(settings, loaded.device):
             totals = run_loop(run, start)
         training = time.perf_counter() - training_began
         measured = measuring.measure_after(loaded.model, sets, before, loaded.attached) if sets and before else {}
+        meter.measure(totals.step)
         finishing.check_moved(start_values, loaded.optimizer.masters, totals.step)
         artifacts, checks_told = finishing.save_and_verify(out, prepared, loaded, checks)
         verdict = explain(prepared, loaded, totals) if overfit else None
         seconds = {"total": time.perf_counter() - began, "training": training, "before": training_began - began}
-        summary = finishing.summarise(
-            recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict
+        summary = (
+            finishing.summarise(recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict)
+            | meter.summary()
         )
         finishing.write_report(out, summary, recipe, prepared)
         folder.write_json(out / folder.SUMMARY, summary)
@@ -293,7 +297,10 @@ def _resumed(found: folder.Found, loaded: Loaded, machine: str, watcher: Watcher
     return state
 
 
-def _evaluate_during(model: Model, sets: measuring.Sets, before: measuring.Before, out: Path, step: int) -> None:
+def _evaluate_during(
+    model: Model, sets: measuring.Sets, before: measuring.Before, out: Path, step: int, meter: mask_free.Meter
+) -> None:
+    meter.measure(step)
     with (out / "evaluations.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "learning": measuring.measure_now(model, sets, before)}) + "\n")
 
@@ -351,7 +358,12 @@ def train(
     Raises:
         FrisketError: see ``errors.py``; before the first step nothing is left behind.
     """
+    mask_free.check(recipe)
     found = folder.look(out, recipe, resume)
+    if found.is_finished and recipe.attend.compare:
+        summary = folder.read_json(out / folder.SUMMARY)
+        if "verdict" not in summary:
+            return mask_free.judged(recipe, out, summary, given, resume, watcher)
     if found.is_finished:
         watcher.say(f"{out} is finished; nothing to do. Look at it: {out / 'report.html'}")
         return folder.read_json(out / folder.SUMMARY)
@@ -363,4 +375,5 @@ def train(
         from frisket.run.stages import train_stages
 
         return train_stages(recipe, out, given, resume, watcher)
-    return train_one(recipe, out, found, given, overfit, watcher)
+    summary = train_one(recipe, out, found, given, overfit, watcher)
+    return mask_free.judged(recipe, out, summary, given, resume, watcher) if recipe.attend.compare else summary

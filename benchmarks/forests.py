@@ -49,12 +49,12 @@ CASES: dict[str, dict[str, Any]] = {
     "GSM8K, 8-shot": {**GSM, "shots": {"path": "gsm8k_test.jsonl", "count": 8}},
 }
 WIDE_ROWS = ("GSM8K, 8-shot", 16384)
-TURNS = 5
+TURNS = 4
 SHAPE = {
     "vocab_size": 32000,
     "hidden_size": 1024,
     "intermediate_size": 2816,
-    "num_hidden_layers": 4,
+    "num_hidden_layers": 2,
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,

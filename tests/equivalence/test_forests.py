@@ -14,12 +14,15 @@ from frisket.attend.forest import nodes_of, plant
 from frisket.attend.pack import lay_forest, pack
 
 
-@pytest.fixture(autouse=True, params=["merged", "gathered"])
+@pytest.fixture(autouse=True, params=["merged", "flash", "gathered"])
 def _small_blocks(request, monkeypatch):
     """Blocks small enough that rows of a test have several; trunks as spans, or put in front of the runs."""
     monkeypatch.setattr(groups, "QUERY_BLOCK", 5)
     monkeypatch.setattr(merged, "SPAN_SCORES", 40)
-    monkeypatch.setattr(groups, "SPAN_PAIRS", {"merged": 30, "gathered": 1 << 16}[request.param])
+    monkeypatch.setattr(groups, "SPAN_PAIRS", 1 << 16 if request.param == "gathered" else 30)
+    if request.param == "flash":
+        monkeypatch.setattr(merged, "FLASH_PAIRS", 40)
+        monkeypatch.setattr(merged, "FLASH_TOKENS", 2)
 
 
 def relatives(seed, count, depth, branches=2, longest=7):

@@ -145,8 +145,10 @@ def test_a_leak_between_branches_stops_the_run(small_model, shared, tmp_path, mo
     """Planted: every trunk is seen by the whole rest of its row, not by what grows from it alone."""
     from dataclasses import replace
 
-    from frisket.attend.backends import grouped
+    from frisket.attend.backends import grouped, groups
     from frisket.hf import attention
+
+    monkeypatch.setattr(groups, "SPAN_PAIRS", 1)
 
     def leaking(rows, device):
         layout = grouped.prepare(rows, device)

@@ -58,15 +58,14 @@ def test_long_relatives_are_cut_to_what_they_share_and_what_follows():
     assert "a shared segment replaced" in told
 
 
-def _without_spans(rows, device):
+def _without_trunks(rows, device):
     from dataclasses import replace
 
-    layout = grouped.prepare(rows, device)
-    return replace(layout, grouping=replace(layout.grouping, spans=()))
+    return grouped.prepare(replace(rows, parent_segment=np.full_like(rows.parent_segment, -1)), device)
 
 
 def test_a_backend_that_drops_what_is_shared_fails(monkeypatch):
-    monkeypatch.setitem(attention.BACKENDS, "grouped", _without_spans)
+    monkeypatch.setitem(attention.BACKENDS, "grouped", _without_trunks)
     with pytest.raises(CheckError, match="drops what a row shares"):
         check_model(tiny(dtype=torch.float32), relatives([22, 19, 30, 17], 9), Laying("forest", 64, 1, "grouped", 64))
 

@@ -19,7 +19,9 @@ from torch import Tensor
 from frisket.attend.backends.groups import Group, Grouping, Span, is_near
 from frisket.attend.backends.matmul import Knobs
 
-SPAN_SCORES = 1 << 19  # scores of a key head that exist at one time: more leaves the CPU's cache
+SPAN_SCORES = 1 << 20  # scores that exist at one time: more leaves the CPU's cache
+# Torch's flash kernel for the CPU is faster from so many pairs of a span on, and for runs longer than this.
+FLASH_PAIRS, FLASH_TOKENS = 1 << 18, 256
 
 
 def forest_attention(
@@ -51,9 +53,10 @@ class _Merged(torch.autograd.Function):
             outs.append(_laid_out(group, out))
             sums.append(_laid_out(group, lse.unsqueeze(-1)))
         out, lse = _put_back(outs, grouping.back), _put_back(sums, grouping.back).squeeze(-1)
-        for span, mask in _blocks(grouping, query, knobs):
+        for span, mask, flash in _blocks(grouping, query, knobs):
             at, keys = span.queries, span.keys
-            part, part_lse = _piece_forward(query[:, :, at], key[:, keys], value[:, keys], mask, knobs)
+            pieces = query[:, :, at], key[:, keys], value[:, keys]
+            part, part_lse = _flash_forward(*pieces, False, knobs) if flash else _piece_forward(*pieces, mask, knobs)
             own, own_lse = out[:, :, at], lse[:, :, at]
             merged = torch.logaddexp(own_lse, part_lse)
             own.mul_((own_lse - merged).exp_().unsqueeze(-1)).add_(part.mul_((part_lse - merged).exp_().unsqueeze(-1)))
@@ -73,11 +76,15 @@ class _Merged(torch.autograd.Function):
         grouping, knobs, grad = ctx.grouping, ctx.knobs, grads[0].contiguous()
         delta = (grad.to(lse.dtype) * out).sum(-1)
         stats = (grad, lse, delta)
-        d_query, d_key, d_value = _all_runs_backward(grouping, (query, key, value), stats, knobs)
-        for span, mask in _blocks(grouping, query, knobs):
+        d_query, d_key, d_value = _all_runs_backward(grouping, (query, key, value), stats, out, knobs)
+        for span, mask, flash in _blocks(grouping, query, knobs):
             at, keys = span.queries, span.keys
+            pieces = query[:, :, at], key[:, keys], value[:, keys]
             of_these = [x[:, :, at] for x in stats]
-            parts = _piece_backward(query[:, :, at], key[:, keys], value[:, keys], *of_these, mask, knobs)
+            if flash:
+                parts = _flash_backward(*pieces, *of_these[:2], out[:, :, at], False, knobs)
+            else:
+                parts = _piece_backward(*pieces, *of_these, mask, knobs)
             d_query[:, :, at] += parts[0]
             d_key[:, keys] += parts[1]
             d_value[:, keys] += parts[2]
@@ -86,6 +93,29 @@ class _Merged(torch.autograd.Function):
             shares = (_of_heads(sinks, lse) - lse).exp_()
             d_sinks = -(shares * delta).sum(-1).flatten().to(sinks.dtype)
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_sinks, None, None
+
+
+def _is_plain(query: Tensor, knobs: Knobs) -> bool:
+    """Whether torch's flash kernel for the CPU computes this layer."""
+    return query.device.type == "cpu" and knobs.softcap is None and knobs.window is None
+
+
+def _flash_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, knobs: Knobs) -> tuple[Tensor, Tensor]:
+    """`_piece_forward` by torch's kernel for the CPU; the heads of a group share one key head."""
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key[:, None], value[:, None], 0.0, causal, scale=knobs.scaling
+    )
+    return out.to(lse.dtype), lse
+
+
+def _flash_backward(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, lse: Tensor, out: Tensor, causal: bool, knobs: Knobs
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_piece_backward` by torch's kernel for the CPU, which makes delta of the output itself."""
+    d_query, d_key, d_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+        grad, query, key[:, None], value[:, None], out, lse.contiguous(), 0.0, causal, scale=knobs.scaling
+    )
+    return d_query, d_key.squeeze(1), d_value.squeeze(1)
 
 
 def _piece_forward(
@@ -126,10 +156,17 @@ def _piece_backward(
     return d_query, d_scores.transpose(1, 2) @ query.flatten(1, 2), d_value
 
 
+def _takes_flash(query: Tensor, key: Tensor, knobs: Knobs) -> bool:
+    """Whether torch's flash kernel takes these runs: long ones, with nothing put in front of them."""
+    return query.shape[2] == key.shape[1] > FLASH_TOKENS and _is_plain(query, knobs)
+
+
 def _runs_forward(
     query: Tensor, key: Tensor, value: Tensor, grouping: Grouping, number: int, knobs: Knobs
 ) -> tuple[Tensor, Tensor]:
     """Attention of a group's runs over the keys put in front of them and themselves, a block of queries at a time."""
+    if _takes_flash(query, key, knobs):
+        return _flash_forward(query, key, value, True, knobs)
     parts = [
         _piece_forward(query[:, :, at], key[:, keys], value[:, keys], mask, knobs)
         for at, keys, mask in grouping.blocks(number, knobs.window)
@@ -140,11 +177,20 @@ def _runs_forward(
 
 
 def _runs_backward(
-    query: Tensor, key: Tensor, value: Tensor, stats: list[Tensor], grouping: Grouping, number: int, knobs: Knobs
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    stats: list[Tensor],
+    out: Tensor,
+    grouping: Grouping,
+    number: int,
+    knobs: Knobs,
 ) -> tuple[Tensor, Tensor, Tensor]:
     is_real = grouping.groups[number].is_real
     real = is_real.repeat(len(query) // len(is_real), 1)[:, None]  # the queries of padding move nothing
     stats = [stats[0] * real.unsqueeze(-1), stats[1], stats[2] * real]
+    if _takes_flash(query, key, knobs):
+        return _flash_backward(query, key, value, stats[0], stats[1], out, True, knobs)
     wide = stats[1].dtype
     d_query, d_key, d_value = [], key.new_zeros(key.shape, dtype=wide), value.new_zeros(value.shape, dtype=wide)
     for at, keys, mask in grouping.blocks(number, knobs.window):
@@ -157,7 +203,11 @@ def _runs_backward(
 
 
 def _all_runs_backward(
-    grouping: Grouping, inputs: tuple[Tensor, Tensor, Tensor], stats: tuple[Tensor, Tensor, Tensor], knobs: Knobs
+    grouping: Grouping,
+    inputs: tuple[Tensor, Tensor, Tensor],
+    stats: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    knobs: Knobs,
 ) -> list[Tensor]:
     """Gradients of query, key and value; ``stats`` are the merged output's gradient, its log-sum-exp and delta."""
     grad, lse, delta = stats
@@ -166,7 +216,8 @@ def _all_runs_backward(
     for number, group in enumerate(grouping.groups):
         taken = [_runs_of(group, grad, group.index)]
         taken += [_runs_of(group, x.unsqueeze(-1), group.index).squeeze(-1) for x in (lse, delta)]
-        of_runs = _runs_backward(*_taken(group, *inputs), taken, grouping, number, knobs)
+        own_out = _runs_of(group, out, group.index)
+        of_runs = _runs_backward(*_taken(group, *inputs), taken, own_out, grouping, number, knobs)
         of_key, of_value = (x[:, None] for x in of_runs[1:])
         if group.prefix:
             places = group.keys.view(group.runs, -1)[:, : group.prefix].flatten()
@@ -194,18 +245,21 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, knobs: Knobs) -> Te
     return scores
 
 
-def _blocks(grouping: Grouping, query: Tensor, knobs: Knobs) -> Iterator[tuple[Span, Tensor | None]]:
-    """Spans cut into blocks of queries, with a mask where a layer has a window."""
+def _blocks(grouping: Grouping, query: Tensor, knobs: Knobs) -> Iterator[tuple[Span, Tensor | None, bool]]:
+    """Spans whole, where the flash kernel takes them; else cut into blocks of queries, with a mask for a window."""
     for span in grouping.spans:
-        keys = span.keys.stop - span.keys.start
-        step = max(16, SPAN_SCORES // (keys * query.shape[1]))
+        keys, queries = span.keys.stop - span.keys.start, span.queries.stop - span.queries.start
+        if keys * queries >= FLASH_PAIRS and _is_plain(query, knobs):
+            yield span, None, True
+            continue
+        step = max(16, SPAN_SCORES // (keys * query.shape[0] * query.shape[1]))
         for start in range(span.queries.start, span.queries.stop, step):
             at = slice(start, min(start + step, span.queries.stop))
             mask = None
             if knobs.window is not None:
                 behind = grouping.positions[at, None] - grouping.positions[span.keys]
                 mask = is_near(behind, knobs.window)[None]
-            yield Span(span.keys, at), mask
+            yield Span(span.keys, at), mask, False
 
 
 def _of_heads(sinks: Tensor, lse: Tensor) -> Tensor:

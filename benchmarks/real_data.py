@@ -29,6 +29,7 @@ from frisket.run.folder import environment
 from frisket.run.opening import open_folder
 from frisket.watch import Silent
 
+RESULTS = Path(__file__).with_name("results") / "real-data.json"
 FILES = {
     "gsm8k_train.jsonl": {"prompt": "question", "completion": "answer"},
     "gsm8k_test.jsonl": {"prompt": "question", "completion": "answer"},
@@ -152,12 +153,40 @@ def one(name: str, model: str, source: dict, steps: int, folder: Path) -> dict:
     }
 
 
+def falling_loss(tokenizer_file: Path, source: dict, folder: Path, steps: int = 100) -> dict:
+    """Train all weights of a small random model, and compare the loss of the first tenth of the steps with the last."""
+    FAMILIES["llama"] = {}
+    recipe = Recipe.model_validate(
+        {
+            "name": "falling",
+            "model": {"path": str(random_model("llama", tokenizer_file, folder))},
+            "data": [source],
+            "adapt": {"method": "full"},
+            "train": {"max_steps": steps, "step_tokens": 4096, "learning_rate": 2e-3},
+            "evaluate": "off",
+        }
+    )
+    summary = train(recipe, out=folder / "falling")
+    losses = [json.loads(line)["loss"] for line in (folder / "falling" / "metrics.jsonl").read_text().splitlines()]
+    tenth = steps // 10
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    return {
+        "steps": steps,
+        "tokens": summary["tokens"]["flat"],
+        "seconds": summary["seconds"]["steps"],
+        "first_tenth": round(first, 4),
+        "last_tenth": round(last, 4),
+        "falls_by": round(1 - last / first, 4),
+    }
+
+
 def main() -> None:
     """Run everything and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--only")
+    parser.add_argument("--only", help="runs whose name holds this; nothing is written")
+    parser.add_argument("--falling", action="store_true", help="only the 100 steps from scratch; added to the results")
     given = parser.parse_args()
     results: dict = {
         "environment": environment(torch.device("cpu"), torch.bfloat16, ""),
@@ -171,6 +200,13 @@ def main() -> None:
             for file, columns in FILES.items()
         ]
         gsm8k = {"path": str(given.folder / "gsm8k_test.jsonl"), "prompt": "question", "completion": "answer"}
+        if given.falling:
+            long = {**gsm8k, "path": str(given.folder / "gsm8k_train.jsonl")}
+            known = json.loads(RESULTS.read_text())
+            known["falling_loss"] = falling_loss(given.folder / "llama_tokenizer.model", long, folder)
+            print(known["falling_loss"])
+            RESULTS.write_text(json.dumps(known, indent=1) + "\n")
+            return
         jobs += [(f"{family} gsm8k_test.jsonl", family, gsm8k) for family in FAMILIES]
         for name, model, source in jobs:
             if given.only and given.only not in name:
@@ -183,8 +219,7 @@ def main() -> None:
             results["runs"][name] = one(name, path, source, given.steps, folder)
             print(name, json.dumps(results["runs"][name], indent=1), flush=True)
     if not given.only:
-        Path("benchmarks/results").mkdir(exist_ok=True)
-        Path("benchmarks/results/real-data.json").write_text(json.dumps(results, indent=1) + "\n")
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def test_every_sample_is_the_path_to_its_leaf(seed, count, depth, longest, row_t
         for row in range(len(rows.input_ids)):
             inside = {int(s) for s in rows.segment_ids[row] if s >= 0}
             assert all(parent in inside for parent in rows.parent_segment[sorted(inside)] if parent >= 0)
-            alone = len({leaf.last for leaf in rows.leaves if leaf.last in inside}) == 1
-            assert rows.is_real[row].sum() <= row_tokens or alone
+            path = max((path_to(rows, leaf.last) for leaf in rows.leaves if leaf.last in inside), key=len)
+            assert rows.is_real[row].sum() <= row_tokens or set(path) == inside
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,7 +88,7 @@ def _least_cut(tree: Tree, row_tokens: int) -> int:
             total, fits = 0, True
             for low, high in zip((0, *cuts), (*cuts, len(tree.samples)), strict=True):
                 size = int((tree.lengths[low:high] - tree.joint[low:high]).sum() + tree.joint[low])
-                fits &= size <= row_tokens or size == tree.lengths[low]
+                fits &= size <= row_tokens or size == tree.lengths[low:high].max()
                 total += size
             if fits:
                 best = min(best, total)
@@ -103,6 +103,12 @@ def test_a_tree_larger_than_a_row_is_cut_where_least_is_computed_twice(seed):
         pieces = plant([samples[i] for i in tree.samples], row_tokens, shortest=1)
         assert sum(piece.size for piece in pieces) == _least_cut(tree, row_tokens)
         assert all(piece.size <= row_tokens or piece.size == piece.lengths.max() for piece in pieces)
+
+
+def test_a_path_longer_than_a_row_is_not_cut():
+    samples = [spelled("ab" * length, str(length)) for length in (10, 30, 50, 70)]
+    (tree,) = plant(samples, 80)
+    assert tree.size == 140
 
 
 def test_a_trunk_recurs_in_every_row_that_needs_it():

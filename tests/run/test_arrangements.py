@@ -134,11 +134,28 @@ def test_a_forest_is_refused_where_it_would_not_be_exact(small_model, shared, tm
     told = prepare(recipe(small_model, shared), Silent(), config=config)
     assert (told.laying.arrangement, told.why_so) == ("isolated", "the model's router loss takes means over tokens")
     for arrangement in ("forest", "mask-free"):
-        other = {"method": "peft", "peft_type": "ADALORA", "options": {"total_step": 10}}
+        other = {"method": "peft", "peft_type": "PSOFT", "options": {"r": 4}}
         wanted = recipe(small_model, shared, attend={"arrangement": arrangement})
         wanted = type(wanted).model_validate({**wanted.model_dump(mode="json", exclude={"adapt"}), "adapt": other})
-        with pytest.raises((UnsupportedError, ConfigError), match=r"not shown to be exact|ADALORA"):
+        with pytest.raises(UnsupportedError, match="not shown to be exact"):
             train(wanted, out=tmp_path / arrangement)
+
+
+def test_a_method_that_cannot_be_packed_is_told_everywhere(small_model, shared, tmp_path):
+    wanted = recipe(small_model, shared)
+    other = {"method": "peft", "peft_type": "PSOFT", "options": {"r": 4}}
+    wanted = type(wanted).model_validate({**wanted.model_dump(mode="json", exclude={"adapt"}), "adapt": other})
+    assert make_plan(wanted, watcher=Silent()).as_dict()["attend"]["arrangement"] == "alone"
+    heard = Listening()
+    summary = train(wanted, out=tmp_path / "out", watcher=heard)
+    assert summary["tokens"]["shared"] == 0
+    assert any("peft is not shown to be exact in packed rows" in text for text in heard.said)
+
+
+@pytest.mark.parametrize("backend", ["varlen", "flex"])
+def test_backends_that_need_a_device_are_refused_with_the_reason(small_model, apart, backend):
+    with pytest.raises(UnsupportedError, match=rf"'{backend}' calls kernels of CUDA.*\n.*attend.backend=auto"):
+        prepare(recipe(small_model, apart, attend={"backend": backend}), Silent())
 
 
 def test_a_leak_between_branches_stops_the_run(small_model, shared, tmp_path, monkeypatch):
@@ -211,12 +228,26 @@ def test_a_verdict_recommends_by_quality_first_and_time_second():
 
     assert "isolated: mask-free is worse" in mask_free.verdict(run(0.5, 5), run(0.8, 10))["recommendation"]
     assert "no worse here, and no faster" in mask_free.verdict(run(0.8, 11), run(0.8, 10))["recommendation"]
+    nothing = {"learning": {}, "seconds": {"steps": 1.0}, "steps": 10}
+    assert mask_free.verdict(nothing, nothing)["recommendation"].startswith("nothing was measured")
     assert "50 % less time a step" in mask_free.verdict(run(0.8, 5), run(0.8, 10))["recommendation"]
 
 
 def test_a_comparison_needs_something_to_compare(small_model, apart, tmp_path):
     with pytest.raises(ConfigError, match=r"attend.compare compares mask-free rows.*'isolated'"):
         train(compared(small_model, apart, arrangement="isolated"), out=tmp_path / "out")
-    wanted = compared(small_model, apart).model_copy(update={"evaluate": None})
-    with pytest.raises(ConfigError, match="judges by what `evaluate` measures"):
-        train(wanted, out=tmp_path / "out")
+    wanted = compared(small_model, apart)
+    for broken in (wanted.model_copy(update={"evaluate": None}), wanted):
+        with pytest.raises(ConfigError, match=r"judges by what `evaluate.learning` measures"):
+            train(broken, out=tmp_path / "out", overfit=2 if broken is wanted else None)
+    stage = {"attend": {"arrangement": "mask-free", "compare": True}}
+    with pytest.raises(ConfigError, match="without stages"):
+        train(recipe(small_model, apart, stages=[stage]), out=tmp_path / "out")
+
+
+def test_a_mask_free_run_that_was_stopped_keeps_what_the_meter_found(small_model, apart, tmp_path):
+    wanted = compared(small_model, apart, compare=False)
+    whole = train(wanted, out=tmp_path / "whole")["contamination"]
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, out=tmp_path / "stopped", given=Given(on_step=stop_at(3)))
+    assert train(wanted, out=tmp_path / "stopped", resume=True)["contamination"] == whole

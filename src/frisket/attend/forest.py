@@ -61,7 +61,7 @@ class Node:
 
 
 def plant(samples: Seq[Sequence], row_tokens: int, shortest: int = BRANCH_TOKENS) -> list[Tree]:
-    """Find the trees of a step's samples, none larger than a row unless it is one sample.
+    """Find the trees of a step's samples, none larger than a row unless it is one path.
 
     Args:
         samples: in any order.
@@ -146,8 +146,9 @@ def _cut(tree: Tree, row_tokens: int) -> list[Tree]:
     again[0] = 0
     low = 0
     for stop in range(1, count + 1):
-        # a piece from `start` holds its first sample whole and the others' own tokens
-        while low < stop - 1 and own[stop - 1] - before[low] + tree.joint[low] > max(row_tokens, tree.lengths[low]):
+        # A piece holds its first sample whole and the others' own tokens. One path is not cut: it needs its row anyway.
+        most = max(row_tokens, tree.lengths[stop - 1])
+        while low < stop - 1 and own[stop - 1] - before[low] + tree.joint[low] > most:
             low += 1
         options = cost[low:stop] + again[low:stop]
         best = int(np.argmin(options))

@@ -24,8 +24,9 @@ class AttendSettings(Section):
     micro_rows: int = knob(
         1, "rows that go through the model together", was=("per_device_train_batch_size", "micro_batch_size"), gt=0
     )
-    backend: Literal["auto", "grouped", "sdpa"] = knob(
+    backend: Literal["auto", "grouped", "sdpa", "varlen", "flex"] = knob(
         "auto",
-        "'grouped': samples of like length together, no mask, forests by parts; 'sdpa': dense mask, for checking",
+        "'grouped': samples of like length together, no mask, forests by parts; 'sdpa': dense mask, for checking; "
+        "'varlen' and 'flex' need CUDA and are refused in this version",
         was=("attn_implementation",),
     )

@@ -1,5 +1,6 @@
 """Mask-free rows are another training, not a faster one: a meter says what leaks, a second run says what it costs."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from frisket.hf.forward import Model
 from frisket.recipe import Recipe
 from frisket.run import folder
 from frisket.run.prepare import Prepared
+from frisket.train.loop import keep_records
 from frisket.types import Rows
 from frisket.watch import Watcher
 
@@ -25,28 +27,38 @@ BETTER_IF_HIGHER = frozenset({"exact_match"})
 
 
 class Meter:
-    """Measures the same mask-free rows before, during and after training; for other arrangements it does nothing."""
+    """Measures the same mask-free rows before, during and after training; for other arrangements it does nothing.
 
-    def __init__(self, prepared: Prepared, model: Model, attached: Attached, watcher: Watcher) -> None:
+    What it finds goes to ``OUT/contamination.jsonl``; a resumed run keeps what was found up to its checkpoint.
+    """
+
+    def __init__(
+        self, prepared: Prepared, model: Model, attached: Attached, watcher: Watcher, out: Path, done: int
+    ) -> None:
         self._model, self._attached, self._watcher = model, attached, watcher
         self._backend = prepared.laying.backend
         self._batches = _rows_of(prepared) if _can_measure(prepared, attached, watcher) else []
-        self._found: list[dict] = []
+        self._path = out / "contamination.jsonl"
+        keep_records(self._path, done)
 
     def measure(self, step: int) -> None:
         """Measure now."""
-        if not self._batches:
+        if not self._batches or any(entry["step"] == step for entry in self._found()):
             return
         found = measure_contamination(self._model, self._attached, self._batches, self._backend)
-        self._found.append({"step": step, **found.summary()})
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **found.summary()}) + "\n")
         self._watcher.say(f"meter      step {step}: {found.lines()[0]}")
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds: before, after, and what was measured between."""
-        if not self._found:
+        found = self._found()
+        if not found:
             return {}
-        before, *during, after = [*self._found, self._found[-1]] if len(self._found) == 1 else self._found
-        return {"contamination": {"before": before, "during": during, "after": after}}
+        return {"contamination": {"before": found[0], "during": found[1:-1], "after": found[-1]}}
+
+    def _found(self) -> list[dict]:
+        return [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
 
 
 def _can_measure(prepared: Prepared, attached: Attached, watcher: Watcher) -> bool:
@@ -61,17 +73,18 @@ def _can_measure(prepared: Prepared, attached: Attached, watcher: Watcher) -> bo
 
 
 def _rows_of(prepared: Prepared) -> list[Rows]:
-    """The first step's first row, of at most so many tokens."""
+    """The row of the first step that holds most samples, of at most so many tokens."""
     step = next(iter(prepared.order.steps()))
     samples = [prepared.dataset[int(i)] for i in step.samples]
-    return pack(samples, "mask-free", min(prepared.laying.row_tokens, METER_TOKENS))[:1]
+    rows = pack(samples, "mask-free", min(prepared.laying.row_tokens, METER_TOKENS))
+    return [max(rows, key=lambda each: len(each.leaves))]
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Recipe, *, is_stage: bool = False, overfit: int | None = None) -> None:
     """Refuse a comparison where there is nothing to compare.
 
     Raises:
-        ConfigError: ``attend.compare`` without mask-free rows, or without anything measured.
+        ConfigError: ``attend.compare`` without mask-free rows, without anything measured, in a stage or an overfit.
     """
     if not recipe.attend.compare:
         return
@@ -80,10 +93,10 @@ def check(recipe: Recipe) -> None:
             f"attend.compare compares mask-free rows with isolated ones, and attend.arrangement is "
             f"'{recipe.attend.arrangement}'.\nUse attend.arrangement=mask-free, or leave attend.compare out."
         )
-    if recipe.evaluate is None or recipe.stages:
+    if recipe.evaluate is None or recipe.evaluate.learning == [] or recipe.stages or is_stage or overfit:
         raise ConfigError(
-            "attend.compare judges by what `evaluate` measures, in a recipe without stages.\n"
-            "Leave `evaluate: off` and `stages` out."
+            "attend.compare judges by what `evaluate.learning` measures, in a whole run without stages or --overfit.\n"
+            "Leave `evaluate: off`, `learning: []`, `stages` and --overfit out, or attend.compare."
         )
 
 
@@ -137,6 +150,8 @@ def _named(mask_free: Mapping, isolated: Mapping) -> list[tuple[str, Mapping]]:
 
 def _recommendation(quality: Mapping[str, Mapping], ratio: float) -> str:
     time = f"{100 * abs(1 - ratio):.0f} % {'less' if ratio < 1 else 'more'} time a step"
+    if not quality:
+        return f"nothing was measured, so nothing is recommended; mask-free takes {time}"
     worse = [
         f"{name} {q['mask_free']:.3g} against {q['isolated']:.3g}"
         for name, q in quality.items()

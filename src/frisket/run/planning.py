@@ -1,12 +1,14 @@
 """`frisket plan`: what training would do, before paying for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from frisket.adapt.peft import PACKS
 from frisket.hf import load
 from frisket.recipe import Recipe
+from frisket.run import mask_free
 from frisket.run.prepare import Prepared, prepare
 from frisket.run.sharing import Sharing, bound_of, sharing_of
 from frisket.run.training import every_steps, peak_rate
@@ -102,6 +104,8 @@ class Plan:
     def _shared_line(self) -> str:
         sharing = self.sharing
         told = f"{sharing.flat_tokens:,} tokens an epoch, {sharing.forest_tokens:,} in a forest"
+        if self.laying.arrangement != "forest":
+            return f"  shared   {told}"
         ratio = sharing.flat_tokens / sharing.forest_tokens
         return f"  shared   {told}: at most {ratio:.2f} times faster (all in one forest: {self.bound:.2f})"
 
@@ -115,13 +119,17 @@ def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
     Raises:
         FrisketError: whatever training would refuse before its first step, but for checks that need the weights.
     """
+    mask_free.check(recipe)
     prepared = prepare(recipe, watcher)
+    moving, parameters, packs = _parameters(recipe, prepared)
+    if not packs and prepared.laying.arrangement not in ("alone", "padded"):
+        why = f"{recipe.adapt.method} is not shown to be exact in packed rows"
+        prepared = replace(prepared, laying=replace(prepared.laying, arrangement="alone"), why_so=why)
     first = lay_out(
         [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
         prepared.laying,
         recipe.supervise.normaliser,
     )
-    moving, parameters = _parameters(recipe, prepared)
     lengths = prepared.dataset.lengths
     epoch = prepared.order.epoch(0)
     return Plan(
@@ -153,13 +161,13 @@ def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:
     }
 
 
-def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
-    """Moving and all parameters, counted without loading a weight."""
+def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, bool]:
+    """Moving and all parameters, counted without loading a weight; and whether the method takes packed rows."""
     with torch.device("meta"):
         model = load.empty_model(prepared.config)
     parameters = sum(p.numel() for p in model.parameters())
     try:
         attached = recipe.adapt.attach(model, torch.Generator().manual_seed(0))
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        return None, parameters
-    return sum(p.numel() for p in attached.parameters().values()), parameters
+        return None, parameters, recipe.adapt.method != "peft" or recipe.adapt.peft_type in PACKS
+    return sum(p.numel() for p in attached.parameters().values()), parameters, attached.packs

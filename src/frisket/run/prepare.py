@@ -133,6 +133,12 @@ def _laying(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tupl
         UnsupportedError: rows were asked for that this model cannot have.
     """
     attend = recipe.attend
+    if attend.backend in ("varlen", "flex"):
+        raise UnsupportedError(
+            f"attend.backend = '{attend.backend}' calls kernels of CUDA, and this version was written without a "
+            "device to run them on.\n"
+            "Use attend.backend=auto: grouped, which runs on any device."
+        )
     arrangement, why = _arrangement(attend.arrangement, attend.row_tokens, config, dataset, order)
     backend = "grouped" if attend.backend == "auto" else attend.backend
     return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens), why

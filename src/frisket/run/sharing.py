@@ -31,7 +31,7 @@ class Sharing:
     @property
     def saved(self) -> float:
         """Share of the flat tokens that a forest does not compute."""
-        return 1 - self.forest_tokens / self.flat_tokens
+        return 1 - self.forest_tokens / max(1, self.flat_tokens)
 
     @property
     def row_bound(self) -> float:
@@ -53,7 +53,7 @@ def sharing_of(dataset: Dataset, steps: Seq[Step], row_tokens: int) -> Sharing:
 def few_steps(order: Order) -> list[Step]:
     """Some steps of the first epoch, evenly spread: enough to choose an arrangement by."""
     steps = order.epoch(0)
-    return steps[:: -(-len(steps) // TRIED_STEPS)]
+    return steps[:: max(1, -(-len(steps) // TRIED_STEPS))]
 
 
 def bound_of(dataset: Dataset, steps: Seq[Step]) -> float:

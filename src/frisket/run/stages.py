@@ -10,7 +10,7 @@ from pathlib import Path
 
 from frisket.errors import UnsupportedError
 from frisket.recipe import Recipe
-from frisket.run import folder
+from frisket.run import folder, mask_free
 from frisket.run.training import Given, train_one
 from frisket.train import checkpoint
 from frisket.watch import Watcher
@@ -24,6 +24,8 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
     """
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
     _refuse(recipe, stages)
+    for stage in stages:
+        mask_free.check(stage, is_stage=True)
     summaries: list[dict] = []
     with folder.claimed(out, recipe):
         for index, stage in enumerate(stages):

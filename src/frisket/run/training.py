@@ -89,6 +89,7 @@ def train_one(
         overfit=overfit,
     )
     loaded = load_ready(recipe, prepared, given.model, watcher)
+    prepared = replace(prepared, laying=loaded.laying)
     checks = check_before(prepared, loaded, watcher)
     with folder.claimed(out, recipe):
         folder.write_json(
@@ -101,14 +102,16 @@ def train_one(
             measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
         )
         before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
-        meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher)
         if given.start is not None:
             loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
         start_values = loaded.attached.state()
         start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
-        meter.measure(start.step if start else 0)
-        keep_records(out / "evaluations.jsonl", start.step if start else 0)
-        say_speed(prepared, loaded, start.step if start else 0, watcher)
+        done = start.step if start else 0
+        meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher, out, done)
+        if start is None:
+            meter.measure(0)
+        keep_records(out / "evaluations.jsonl", done)
+        say_speed(prepared, loaded, done, watcher)
         run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
         if sets and before:
             run = replace(run, evaluate=lambda step: _evaluate_during(loaded.model, sets, before, out, step, meter))
@@ -166,7 +169,8 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     watcher.say(
         f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
     )
-    watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
+    why = prepared.why_so if laying == prepared.laying else f"{method.method} is not shown to be exact in packed rows"
+    watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {why}")
     watcher.say(f"           backend {laying.backend}" + (f" · {layers} layers recomputed" if layers else ""))
     return Loaded(model, attached, optimizer, laying, device, compute, base_dtype)
 
@@ -358,7 +362,7 @@ def train(
     Raises:
         FrisketError: see ``errors.py``; before the first step nothing is left behind.
     """
-    mask_free.check(recipe)
+    mask_free.check(recipe, overfit=overfit)
     found = folder.look(out, recipe, resume)
     if found.is_finished and recipe.attend.compare:
         summary = folder.read_json(out / folder.SUMMARY)

@@ -41,29 +41,30 @@ def view(recipe: Recipe, *, out: Path, watcher: Watcher) -> dict:
 
 def sample_rows(prepared: Prepared, samples: int, tokens: int) -> tuple[list[RowView], str | None]:
     """Rows of the first steps, as far as the caps allow; and a note of what was left out."""
-    chosen: list[int] = []
-    used = 0
+    chosen: list[list[int]] = []
+    used = count = 0
     total = sum(len(family) for family in prepared.order.families)
     for step in prepared.order.epoch(0):
-        for index in step.samples:
+        chosen.append([])
+        for index in dict.fromkeys(int(i) for i in step.samples):
             length = int(prepared.dataset.lengths[index])
-            if chosen and (len(chosen) >= samples or used + length > tokens):
+            if count and (count >= samples or used + length > tokens):
                 break
-            chosen.append(int(index))
-            used += length
-    distinct = list(dict.fromkeys(chosen))
-    views = row_views(prepared, distinct)
-    if len(distinct) == total:
+            chosen[-1].append(index)
+            used, count = used + length, count + 1
+    views = [view for step in chosen if step for view in row_views(prepared, step)]
+    shown = len({index for step in chosen for index in step})
+    if shown == total:
         return views, None
     return (
         views,
-        f"{len(distinct):,} of {total:,} samples are shown, those of the first steps (at most {samples} samples and "
+        f"{shown:,} of {total:,} samples are shown, those of the first steps (at most {samples} samples and "
         f"{tokens:,} tokens).",
     )
 
 
 def row_views(prepared: Prepared, samples: Seq[int]) -> list[RowView]:
-    """Lay samples into rows as training does, and make them visible."""
+    """Lay samples of one step into rows as training does, and make them visible."""
     weighted = {s.sample_id: (s, w) for s, w in (prepared.weighted(i) for i in samples)}
     places = {prepared.dataset.sample_ids[i]: prepared.dataset.place(i) for i in samples}
     laying = prepared.laying
@@ -105,7 +106,8 @@ def _row_view(
             sequence, own = weighted[leaf.sample_id]
             names = rule_names(sequence, prepared.recipe.supervise)
             for place, role, weight, name in zip(at, sequence.roles, own, names, strict=True):
-                provenance[place], rules[place] = Provenance(role).name.lower(), name
+                if weight or rules[place] == "padding":  # of samples that share a token, one that teaches it speaks
+                    provenance[place], rules[place] = Provenance(role).name.lower(), name
                 weights[place] += weight
     targets: list[list[Target]] = [[] for _ in range(width)]
     told = predictions(rows, weighted)

@@ -16,11 +16,12 @@ from frisket.hf.heads import head_of
 from frisket.hf.load import is_mixture, layer_counts
 from frisket.prefixes import sort_by_prefix
 from frisket.train.step import Laying
-from frisket.types import Rows, Sequence
+from frisket.types import ROOT, Rows, Sequence
 
 CONFORMANCE_TOKENS = 1024
 PROBE_TOKENS = 2048
-SHARED_PROBE_TOKENS = 256  # of what two samples share, and of what follows
+# Of what two samples share, and of what follows in each: enough for every way of computing a trunk.
+SHARED_PROBE_TOKENS, OWN_PROBE_TOKENS = 1024, 256
 EXACT_BAR = 1e-4
 
 
@@ -140,6 +141,8 @@ def probe(model: Model, samples: Seq[Sequence], laying: Laying, bar: float) -> s
     rows = pack(samples, laying.arrangement, sum(len(s) for s in samples) * len(samples), 1)[0]
     allowed = bar if is_mixture(model) else 0.0
     told = [_probe_segment(model, rows, segment, laying, allowed) for segment in _probed(rows)]
+    if laying.arrangement == "forest" and not (rows.parent_segment != ROOT).any():
+        told.append("no two of the first samples share a prefix and then part, so no trunk was probed")
     if laying.arrangement in ("forest", "mask-free"):
         told.append(_check_paths(model, samples, rows, laying))
     return "; ".join(told)
@@ -241,14 +244,16 @@ def _few(samples: Seq[Sequence], arrangement: Arrangement) -> list[Sequence]:
 
 
 def _relatives(samples: Seq[Sequence]) -> list[Sequence]:
-    """The two samples that share most, cut to the end of what they share and what follows."""
+    """The two samples that share most before they part, cut to the end of what they share and what follows."""
     order, shared = sort_by_prefix([sample.input_ids for sample in samples])
-    place = int(np.argmax(shared))
-    depth = int(shared[place])
-    start = max(0, depth - SHARED_PROBE_TOKENS)
+    lengths = np.array([len(samples[i]) for i in order])
+    branches = shared[1:] < np.minimum(lengths[1:], lengths[:-1])  # neither ends where they part
+    place = 1 + int(np.argmax(np.where(branches, shared[1:], 0)))
+    depth = int(shared[place]) if len(order) > 1 and branches[place - 1] else 0
     if not depth:
         return []
-    return [_part(samples[int(i)], start, depth + SHARED_PROBE_TOKENS) for i in order[place - 1 : place + 1]]
+    start = max(0, depth - SHARED_PROBE_TOKENS)
+    return [_part(samples[int(i)], start, depth + OWN_PROBE_TOKENS) for i in order[place - 1 : place + 1]]
 
 
 def _part(sample: Sequence, start: int, stop: int) -> Sequence:

@@ -122,11 +122,10 @@ def group_runs(rows: Rows, device: torch.device) -> Grouping:
     fronts = _fronts(runs, ~is_span)
     groups, back, used = [], np.full(rows.segment_ids.size, -1, dtype=np.int64), 0
     for members in _alike(runs.lengths, np.array([len(front) for front in fronts])):
-        group = _group(runs, fronts, members, device)
-        real = group.is_real.numpy(force=True)
-        back[group.index.numpy(force=True)[real.ravel()]] = used + np.flatnonzero(real.ravel())
-        used += group.runs * group.length
-        groups.append(group)
+        index, is_real = _places(runs, members)
+        back[index[is_real]] = used + np.flatnonzero(is_real.ravel())
+        used += index.size
+        groups.append(_group(index, is_real, [fronts[run] for run in members], device))
     in_order = len(groups) == 1 and used == back.size and bool((back == np.arange(used)).all())
     in_order = in_order and not spans and groups[0].length == rows.segment_ids.shape[1]
     places = torch.from_numpy(np.where(back < 0, used, back)).to(device)
@@ -145,19 +144,22 @@ def _fronts(runs: Runs, is_gathered: np.ndarray) -> list[np.ndarray]:
     return fronts
 
 
-def _group(runs: Runs, fronts: list[np.ndarray], members: np.ndarray, device: torch.device) -> Group:
-    lengths = runs.lengths[members]
-    longest, prefix = int(lengths.max()), max(len(fronts[run]) for run in members)
-    offsets = np.arange(longest)[None]
-    index = runs.starts[members, None] + np.minimum(offsets, lengths[:, None] - 1)
-    in_front = np.arange(prefix)[None] < np.array([len(fronts[run]) for run in members])[:, None]
-    front = np.zeros((len(members), prefix), dtype=np.int64)
-    front[in_front] = np.concatenate([fronts[run] for run in members]) if prefix else 0
+def _places(runs: Runs, members: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[run, token] places of some runs, each padded with its last place, and False at padding."""
+    lengths = runs.lengths[members, None]
+    offsets = np.arange(int(lengths.max()))[None]
+    return runs.starts[members, None] + np.minimum(offsets, lengths - 1), offsets < lengths
+
+
+def _group(index: np.ndarray, is_real: np.ndarray, fronts: list[np.ndarray], device: torch.device) -> Group:
+    count, longest = index.shape
+    prefix = max(map(len, fronts))
+    in_front = np.arange(prefix)[None] < np.array([len(front) for front in fronts])[:, None]
+    front = np.zeros((count, prefix), dtype=np.int64)
+    front[in_front] = np.concatenate(fronts)
     keys = np.concatenate([front, index], axis=1)
-    tensors = (
-        torch.from_numpy(x).to(device) for x in (index.ravel(), keys.ravel(), offsets < lengths[:, None], in_front)
-    )
-    return Group(len(members), longest, prefix, *tensors)
+    tensors = (torch.from_numpy(x).to(device) for x in (index.ravel(), keys.ravel(), is_real, in_front))
+    return Group(count, longest, prefix, *tensors)
 
 
 def _alike(lengths: np.ndarray, prefixes: np.ndarray) -> list[np.ndarray]:
@@ -165,12 +167,12 @@ def _alike(lengths: np.ndarray, prefixes: np.ndarray) -> list[np.ndarray]:
     groups: list[list[int]] = []
     kinds = np.searchsorted(PREFIXES, prefixes)
     order = np.lexsort((-lengths, kinds))
-    for run in order:
-        first = groups[-1][0] if groups else run
-        longest, prefix = lengths[first], max((prefixes[r] for r in groups[-1]), default=0) if groups else 0
-        scores = longest * (longest + max(prefix, prefixes[run]))
-        is_full = bool(groups) and (len(groups[-1]) + 1) * scores > GROUP_SCORES
-        if not groups or is_full or kinds[run] != kinds[first] or lengths[run] < LIKE_LENGTH * longest:
+    first, prefix = None, 0
+    for run in order.tolist():
+        prefix = max(prefix, int(prefixes[run]))
+        alike = first is not None and kinds[run] == kinds[first] and lengths[run] >= LIKE_LENGTH * lengths[first]
+        if not alike or (len(groups[-1]) + 1) * lengths[first] * (lengths[first] + prefix) > GROUP_SCORES:
             groups.append([])
-        groups[-1].append(int(run))
+            first, prefix = run, int(prefixes[run])
+        groups[-1].append(run)
     return [np.array(sorted(group)) for group in groups]

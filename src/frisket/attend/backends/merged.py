@@ -53,7 +53,7 @@ class _Merged(torch.autograd.Function):
             outs.append(_laid_out(group, out))
             sums.append(_laid_out(group, lse.unsqueeze(-1)))
         out, lse = _put_back(outs, grouping.back), _put_back(sums, grouping.back).squeeze(-1)
-        for span, mask, flash in _blocks(grouping, query, knobs):
+        for span, mask, flash in _blocks(grouping, query, value, knobs):
             at, keys = span.queries, span.keys
             pieces = query[:, :, at], key[:, keys], value[:, keys]
             part, part_lse = _flash_forward(*pieces, False, knobs) if flash else _piece_forward(*pieces, mask, knobs)
@@ -77,7 +77,7 @@ class _Merged(torch.autograd.Function):
         delta = (grad.to(lse.dtype) * out).sum(-1)
         stats = (grad, lse, delta)
         d_query, d_key, d_value = _all_runs_backward(grouping, (query, key, value), stats, out, knobs)
-        for span, mask, flash in _blocks(grouping, query, knobs):
+        for span, mask, flash in _blocks(grouping, query, value, knobs):
             at, keys = span.queries, span.keys
             pieces = query[:, :, at], key[:, keys], value[:, keys]
             of_these = [x[:, :, at] for x in stats]
@@ -95,9 +95,10 @@ class _Merged(torch.autograd.Function):
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_sinks, None, None
 
 
-def _is_plain(query: Tensor, knobs: Knobs) -> bool:
-    """Whether torch's flash kernel for the CPU computes this layer."""
-    return query.device.type == "cpu" and knobs.softcap is None and knobs.window is None
+def _is_plain(query: Tensor, value: Tensor, knobs: Knobs) -> bool:
+    """Whether torch's flash kernel for the CPU computes this layer; its values must be as wide as its queries."""
+    same_width = query.shape[-1] == value.shape[-1]
+    return query.device.type == "cpu" and same_width and knobs.softcap is None and knobs.window is None
 
 
 def _flash_forward(query: Tensor, key: Tensor, value: Tensor, causal: bool, knobs: Knobs) -> tuple[Tensor, Tensor]:
@@ -156,16 +157,16 @@ def _piece_backward(
     return d_query, d_scores.transpose(1, 2) @ query.flatten(1, 2), d_value
 
 
-def _takes_flash(query: Tensor, key: Tensor, knobs: Knobs) -> bool:
+def _takes_flash(query: Tensor, value: Tensor, knobs: Knobs) -> bool:
     """Whether torch's flash kernel takes these runs: long ones, with nothing put in front of them."""
-    return query.shape[2] == key.shape[1] > FLASH_TOKENS and _is_plain(query, knobs)
+    return query.shape[2] == value.shape[1] > FLASH_TOKENS and _is_plain(query, value, knobs)
 
 
 def _runs_forward(
     query: Tensor, key: Tensor, value: Tensor, grouping: Grouping, number: int, knobs: Knobs
 ) -> tuple[Tensor, Tensor]:
     """Attention of a group's runs over the keys put in front of them and themselves, a block of queries at a time."""
-    if _takes_flash(query, key, knobs):
+    if _takes_flash(query, value, knobs):
         return _flash_forward(query, key, value, True, knobs)
     parts = [
         _piece_forward(query[:, :, at], key[:, keys], value[:, keys], mask, knobs)
@@ -189,7 +190,7 @@ def _runs_backward(
     is_real = grouping.groups[number].is_real
     real = is_real.repeat(len(query) // len(is_real), 1)[:, None]  # the queries of padding move nothing
     stats = [stats[0] * real.unsqueeze(-1), stats[1], stats[2] * real]
-    if _takes_flash(query, key, knobs):
+    if _takes_flash(query, value, knobs):
         return _flash_backward(query, key, value, stats[0], stats[1], out, True, knobs)
     wide = stats[1].dtype
     d_query, d_key, d_value = [], key.new_zeros(key.shape, dtype=wide), value.new_zeros(value.shape, dtype=wide)
@@ -245,11 +246,13 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, knobs: Knobs) -> Te
     return scores
 
 
-def _blocks(grouping: Grouping, query: Tensor, knobs: Knobs) -> Iterator[tuple[Span, Tensor | None, bool]]:
+def _blocks(
+    grouping: Grouping, query: Tensor, value: Tensor, knobs: Knobs
+) -> Iterator[tuple[Span, Tensor | None, bool]]:
     """Spans whole, where the flash kernel takes them; else cut into blocks of queries, with a mask for a window."""
     for span in grouping.spans:
         keys, queries = span.keys.stop - span.keys.start, span.queries.stop - span.queries.start
-        if keys * queries >= FLASH_PAIRS and _is_plain(query, knobs):
+        if keys * queries >= FLASH_PAIRS and _is_plain(query, value, knobs):
             yield span, None, True
             continue
         step = max(16, SPAN_SCORES // (keys * query.shape[0] * query.shape[1]))

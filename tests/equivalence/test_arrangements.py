@@ -16,6 +16,7 @@ from frisket.types import Rows
 
 
 def alone(sequences):
+    """One row for each sample, one at a time."""
     return pack(sequences, "alone", 1)
 
 

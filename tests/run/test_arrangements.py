@@ -96,6 +96,15 @@ def test_a_forest_trains_what_isolated_rows_train(small_model, shared, tmp_path,
         assert (value - found[1][name]).norm() <= 1e-5 * value.norm()  # stock norms compute in float32
 
 
+def test_recomputed_layers_change_no_forest(small_model, shared, tmp_path):
+    found = []
+    for recompute in ("none", "all"):
+        wanted = recipe(small_model, shared, attend={"arrangement": "forest"}, train={"recompute": recompute})
+        train(wanted, out=tmp_path / recompute)
+        found.append(adapter(tmp_path / recompute))
+    assert found[0] == found[1]
+
+
 def test_a_stopped_forest_run_ends_at_the_same_bytes(small_model, shared, tmp_path):
     wanted = recipe(small_model, shared, attend={"arrangement": "forest"}, train={"epochs": 3, "save_every": 2})
     summary = train(wanted, out=tmp_path / "whole")

@@ -6,10 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.equivalence.test_arrangements import assert_same, loss_and_gradients, weighted
+from tests.models import samples
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from frisket.attend.pack import pack
 from frisket.errors import ConfigError, UnsupportedError
+from frisket.hf.load import ready
 from frisket.recipe import Recipe
 from frisket.run import train
 
@@ -72,6 +76,17 @@ def hybrid(small_model, tmp_path_factory) -> Path:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(small_model).save_pretrained(folder)
     return folder
+
+
+def test_samples_of_one_length_go_through_a_hybrid_together(hybrid):
+    """A batch of equally long rows gives the loss and gradients of its samples alone."""
+    model = ready(AutoModelForCausalLM.from_pretrained(hybrid, dtype=torch.float32))
+    sequences = samples(0, [14, 9, 14, 14])
+    pairs = weighted(sequences, 1)
+    together = pack(sequences, "alone", 64)
+    assert [rows.input_ids.shape for rows in together] == [(3, 14), (1, 9)]
+    singly = [rows for sequence in sequences for rows in pack([sequence], "alone", 64)]
+    assert_same(loss_and_gradients(model, together, pairs), loss_and_gradients(model, singly, pairs), bar=1e-5)
 
 
 def test_a_hybrid_model_gets_one_sample_a_row(hybrid, pairs, tmp_path):

@@ -7,7 +7,7 @@ samples, and a resumed run can recompute where it was.
 import hashlib
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 
@@ -54,9 +54,16 @@ class Order:
     repeats: np.ndarray
     step_tokens: int
     seed: int
+    _known: dict[int, list[Step]] = field(default_factory=dict, compare=False, repr=False)
 
     def epoch(self, number: int) -> list[Step]:
-        """All steps of one epoch (0-based)."""
+        """All steps of one epoch (0-based); the last one asked for is kept."""
+        if number not in self._known:
+            self._known.clear()
+            self._known[number] = self._made(number)
+        return self._known[number]
+
+    def _made(self, number: int) -> list[Step]:
         rng = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         families = [rng.permutation(family) for family in self.families]
         if not self._is_uniform:

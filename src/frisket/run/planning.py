@@ -169,5 +169,5 @@ def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, bo
     try:
         attached = recipe.adapt.attach(model, torch.Generator().manual_seed(0))
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        return None, parameters, recipe.adapt.method != "peft" or recipe.adapt.peft_type in PACKS
+        return None, parameters, recipe.adapt.method != "peft" or recipe.adapt.peft_type.upper() in PACKS
     return sum(p.numel() for p in attached.parameters().values()), parameters, attached.packs

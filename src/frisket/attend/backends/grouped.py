@@ -1,8 +1,9 @@
 """`grouped`: runs of like length computed together as a small batch; no mask of the row is ever built.
 
-A run is a segment, or several of which each has but one child. Only matmuls and SDPA, so it serves CPU and any GPU.
-Measured on Zen 4 (fwd + bwd): explicit matmuls beat the CPU flash kernel up to about 256 tokens, flash wins above. A
-group is padded to its longest run inside attention only; real tokens do not see that padding, which comes last.
+A run is a segment, or several of which each has but one child. Matmuls and SDPA serve CPU and any GPU; large pieces of
+a forest go through torch's flash kernel where they are on a CPU. Measured on Zen 4 (fwd + bwd): explicit matmuls beat
+the CPU flash kernel up to about 256 tokens, flash wins above. A group is padded to its longest run inside attention
+only; real tokens do not see that padding, which comes last.
 """
 
 from dataclasses import dataclass

@@ -82,7 +82,7 @@ def make_instruments(prepared: Prepared, model: Model, laying: Laying, watcher: 
         prepared.tokenizer,
         stop_ids_of(model, end_of_turn_ids(prepared)),
         pad_id_of(prepared.tokenizer),
-        partial(pack, arrangement=arrangement, row_tokens=batch_tokens),
+        partial(pack, arrangement=arrangement, row_tokens=min(batch_tokens, laying.row_tokens)),
         batch_tokens,
         laying.backend,
         laying.chunk_tokens,

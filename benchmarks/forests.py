@@ -147,7 +147,7 @@ def measure_peers(data: Path, model_path: Path) -> dict[str, Any]:
     """Isolated rows against transformers' own packed path (positions that restart, SDPA) and against padding."""
     model = adapted(model_path)
     prepared = prepare(recipe_of(CASES["GSM8K"], data, model_path), Silent())
-    samples = [prepared.dataset[int(i)] for i in prepared.order.epoch(0)[0].samples][:120]
+    samples = [prepared.dataset[int(i)] for i in prepared.order.epoch(0)[0].samples][:40]
     arms = {
         "frisket, isolated": step_of(model, samples, "isolated"),
         "frisket, padded": step_of(model, samples, "padded"),

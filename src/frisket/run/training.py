@@ -80,14 +80,7 @@ def train_one(
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prepared = prepare(
-        recipe,
-        watcher,
-        tokenizer=given.tokenizer,
-        config=given.model.config if given.model else None,
-        records=given.records,
-        overfit=overfit,
-    )
+    prepared = _prepared(recipe, given, overfit, watcher)
     loaded = load_ready(recipe, prepared, given.model, watcher)
     prepared = replace(prepared, laying=loaded.laying)
     checks = check_before(prepared, loaded, watcher)
@@ -133,6 +126,17 @@ def train_one(
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
+
+
+def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watcher) -> Prepared:
+    return prepare(
+        recipe,
+        watcher,
+        tokenizer=given.tokenizer,
+        config=given.model.config if given.model else None,
+        records=given.records,
+        overfit=overfit,
+    )
 
 
 def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher) -> Loaded:

@@ -138,7 +138,7 @@ def _fronts(runs: Runs, is_gathered: np.ndarray) -> list[np.ndarray]:
     for parent in runs.parents:
         above = fronts[parent] if parent >= 0 else np.zeros(0, dtype=np.int64)
         if parent >= 0 and is_gathered[parent]:
-            own = np.arange(runs.starts[parent], runs.starts[parent] + runs.lengths[parent])
+            own = int(runs.starts[parent]) + np.arange(int(runs.lengths[parent]))
             above = np.concatenate([above, own])
         fronts.append(above)
     return fronts

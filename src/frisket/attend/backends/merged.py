@@ -79,12 +79,11 @@ class _Merged(torch.autograd.Function):
         d_query, d_key, d_value = _all_runs_backward(grouping, (query, key, value), stats, out, knobs)
         for span, mask, flash in _blocks(grouping, query, value, knobs):
             at, keys = span.queries, span.keys
-            pieces = query[:, :, at], key[:, keys], value[:, keys]
-            of_these = [x[:, :, at] for x in stats]
+            q, k, v, g, sums = query[:, :, at], key[:, keys], value[:, keys], grad[:, :, at], lse[:, :, at]
             if flash:
-                parts = _flash_backward(*pieces, *of_these[:2], out[:, :, at], False, knobs)
+                parts = _flash_backward(q, k, v, g, sums, out[:, :, at], False, knobs)
             else:
-                parts = _piece_backward(*pieces, *of_these, mask, knobs)
+                parts = _piece_backward(q, k, v, g, sums, delta[:, :, at], mask, knobs)
             d_query[:, :, at] += parts[0]
             d_key[:, keys] += parts[1]
             d_value[:, keys] += parts[2]
@@ -189,14 +188,14 @@ def _runs_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     is_real = grouping.groups[number].is_real
     real = is_real.repeat(len(query) // len(is_real), 1)[:, None]  # the queries of padding move nothing
-    stats = [stats[0] * real.unsqueeze(-1), stats[1], stats[2] * real]
+    grad, lse, delta = stats[0] * real.unsqueeze(-1), stats[1], stats[2] * real
     if _takes_flash(query, value, knobs):
-        return _flash_backward(query, key, value, stats[0], stats[1], out, True, knobs)
-    wide = stats[1].dtype
+        return _flash_backward(query, key, value, grad, lse, out, True, knobs)
+    wide = lse.dtype
     d_query, d_key, d_value = [], key.new_zeros(key.shape, dtype=wide), value.new_zeros(value.shape, dtype=wide)
     for at, keys, mask in grouping.blocks(number, knobs.window):
-        of_these = [x[:, :, at] for x in stats]
-        parts = _piece_backward(query[:, :, at], key[:, keys], value[:, keys], *of_these, mask, knobs)
+        q, k, v = query[:, :, at], key[:, keys], value[:, keys]
+        parts = _piece_backward(q, k, v, grad[:, :, at], lse[:, :, at], delta[:, :, at], mask, knobs)
         d_query.append(parts[0].to(wide))
         d_key[:, keys] += parts[1]
         d_value[:, keys] += parts[2]
@@ -222,7 +221,8 @@ def _all_runs_backward(
         of_key, of_value = (x[:, None] for x in of_runs[1:])
         if group.prefix:
             places = group.keys.view(group.runs, -1)[:, : group.prefix].flatten()
-            fronts.append((places, *(_laid_out(group, x[:, :, : group.prefix]).squeeze(1) for x in (of_key, of_value))))
+            in_front = [_laid_out(group, x[:, :, : group.prefix]).squeeze(1) for x in (of_key, of_value)]
+            fronts.append((places, in_front[0], in_front[1]))
         own = (of_runs[0], of_key[:, :, group.prefix :], of_value[:, :, group.prefix :])
         for whole, part in zip(parts, own, strict=True):
             whole.append(_laid_out(group, part))

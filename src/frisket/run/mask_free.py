@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from frisket.adapt.base import Attached
 from frisket.attend.pack import pack
-from frisket.errors import ConfigError, UnsupportedError
+from frisket.errors import ConfigError
+from frisket.evaluate import compare
 from frisket.evaluate.contamination import measure_contamination
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
 from frisket.run import folder
+from frisket.run.measuring import keeps_base
 from frisket.run.prepare import Prepared
 from frisket.train.loop import keep_records
 from frisket.types import Rows
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
 METER_TOKENS = 4096
 FASTER = 0.97  # of the time a step: less than this is worth having
-BETTER_IF_HIGHER = frozenset({"exact_match"})
 
 
 class Meter:
@@ -64,12 +65,10 @@ class Meter:
 def _can_measure(prepared: Prepared, attached: Attached, watcher: Watcher) -> bool:
     if prepared.laying.arrangement != "mask-free":
         return False
-    try:
-        with attached.switched_off():
-            return True
-    except UnsupportedError:
-        watcher.warn("no contamination meter: it compares with the base, which this method does not keep")
-        return False
+    if keeps_base(attached):
+        return True
+    watcher.warn("no contamination meter: it compares with the base, which this method does not keep")
+    return False
 
 
 def _rows_of(prepared: Prepared) -> list[Rows]:
@@ -126,26 +125,20 @@ def verdict(mask_free: Mapping, isolated: Mapping) -> dict:
         for measure in (m for m in entry["after"] if not m.endswith("_interval")):
             mine, theirs = mask_free["learning"][name]["after"][measure], entry["after"][measure]
             low, high = entry["after"][f"{measure}_interval"]
-            worse = mine < low if measure in BETTER_IF_HIGHER else mine > high
-            better = mine > high if measure in BETTER_IF_HIGHER else mine < low
-            told = "worse" if worse else "better" if better else "same"
             quality[f"{name} {measure}"] = {
                 "mask_free": mine,
                 "isolated": theirs,
                 "interval": [low, high],
-                "told": told,
+                "told": compare.verdict(measure, (mine - high, mine - low)),
             }
-    times = {name: run["seconds"]["steps"] / run["steps"] for name, run in _named(mask_free, isolated)}
+    runs = {"mask_free": mask_free, "isolated": isolated}
+    times = {name: run["seconds"]["steps"] / run["steps"] for name, run in runs.items()}
     ratio = times["mask_free"] / times["isolated"]
     return {
         "quality": quality,
         "seconds_per_step": {**{name: round(t, 4) for name, t in times.items()}, "ratio": round(ratio, 3)},
         "recommendation": _recommendation(quality, ratio),
     }
-
-
-def _named(mask_free: Mapping, isolated: Mapping) -> list[tuple[str, Mapping]]:
-    return [("mask_free", mask_free), ("isolated", isolated)]
 
 
 def _recommendation(quality: Mapping[str, Mapping], ratio: float) -> str:

@@ -116,7 +116,7 @@ def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> B
             model,
             each,
             sets.instruments,
-            keep_base=not _keeps_base(attached),
+            keep_base=not keeps_base(attached),
             seconds=share(len(scores) + done),
             seed=seed,
         )
@@ -132,7 +132,7 @@ def measure_after(model: Model, sets: Sets, before: Before, attached: Attached) 
         after = learning.measure(model, each, sets.instruments, samples=scores.samples)
         told["learning"][each.settings.name] = learning.compared(each, scores, after)
         told["examples"] += [{"set": each.settings.name, **shown} for shown in learning.examples(each, scores, after)]
-    is_exact = _keeps_base(attached)
+    is_exact = keeps_base(attached)
     for each, base in zip(sets.forgetting, before.forgetting, strict=True):
         tuned = forgetting.measure_tuned(
             model, each, base, sets.instruments, switched_off=attached.switched_off if is_exact else None
@@ -267,7 +267,7 @@ def _prompt_ids(prepared: Prepared, conversation: Conversation) -> list[int]:
     return prompt_of(conversation, prepared.template, prepared.tokenizer)
 
 
-def _keeps_base(attached: Attached) -> bool:
+def keeps_base(attached: Attached) -> bool:
     """Whether the base can still be computed after training."""
     try:
         with attached.switched_off():

@@ -16,7 +16,7 @@ from frisket.data.hold_out import held_out_samples
 from frisket.data.settings import SourceSettings
 from frisket.data.store import StoreWriter, cache_folder, open_store
 from frisket.errors import ConfigError, DataError
-from frisket.types import Provenance
+from frisket.types import OWN_WEIGHT, Provenance
 from frisket.watch import Silent
 
 
@@ -85,8 +85,8 @@ def test_samples_come_back_as_they_were_made(tokenizer):
 def test_what_is_stored_is_not_tokenised_again(tokenizer, monkeypatch):
     watcher = Watching()
     first = make(pairs(70), tokenizer, watcher=watcher)
-    assert watcher.seen == [("reading memory", None, 70), ("tokenising memory", 70, 70)]
-    monkeypatch.setattr(building, "encode_many", lambda *a: pytest.fail("tokenised again"))
+    assert watcher.seen == [("tokenising memory", None, 70), ("checking memory", 70, 70)]
+    monkeypatch.setattr(building, "fill_store", lambda *a: pytest.fail("tokenised again"))
     again = make(pairs(70), tokenizer, max_tokens=1000)
     assert again.fingerprint == first.fingerprint
     assert all(np.array_equal(a.roles, b.roles) for a, b in zip(first, again, strict=True))
@@ -119,6 +119,74 @@ def test_data_weights_survive_the_store(tokenizer):
         assert np.isnan(sequence.data_weights[sequence.turns == 3]).all()
 
 
+def test_weights_of_single_tokens_are_marked_as_their_own(tokenizer):
+    labelled = {"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}
+    dataset = make([[labelled, {"input_ids": [5, 6]}], [{**GOOD, "messages": GOOD["messages"]}]], tokenizer)
+    assert (dataset[0].marks == OWN_WEIGHT).tolist() == [True] * 3
+    assert dataset[0].data_weights.tolist() == [0, 1, 1]
+    assert not dataset[1].marks.any()
+    weighted = {"messages": [GOOD["messages"][0], {**GOOD["messages"][1], "weight": 0.5}]}
+    by_message = make([weighted], tokenizer)[0]
+    assert not by_message.marks.any()
+    assert (by_message.data_weights == 0.5).any()
+
+
+def test_walking_gives_the_same_samples_and_gives_memory_back(tokenizer, monkeypatch):
+    dataset = make(pairs(20), tokenizer)
+    whole = [dataset[i].input_ids.tolist() for i in range(20)]
+    monkeypatch.setattr("frisket.data.dataset.WALKED_TOKENS", 1)
+    assert [sequence.input_ids.tolist() for sequence in dataset] == whole
+    assert [s.sample_id for s in dataset.walk([3, 1])] == ["0:4", "0:2"]
+    assert [ids.tolist() for ids in dataset.token_ids] == whole
+
+
+def test_names_and_places_are_made_when_asked_for(tokenizer):
+    dataset = make([*pairs(3), {"prompt": "Q", "completion": "long " * 60}], tokenizer, max_tokens=50, too_long="split")
+    assert list(dataset.sample_ids[:4]) == ["0:1", "0:2", "0:3", "0:4/part1"]
+    assert dataset.sample_ids[-1] == f"0:4/part{len(dataset) - 3}"
+    assert list(dataset.places) == [dataset.place(i) for i in range(len(dataset))]
+    assert len(dataset.token_ids) == len(dataset)
+    with pytest.raises(IndexError, match=r"range object index out of range"):
+        dataset.sample_ids[len(dataset)]
+
+
+def test_a_folder_keeps_its_names_in_the_store(tokenizer, tmp_path):
+    folder = tmp_path / "chats"
+    folder.mkdir()
+    for name in ("a.jsonl", "b.jsonl"):
+        folder.joinpath(name).write_text(json.dumps(GOOD) + "\n\n" + json.dumps(NO_ANSWER))
+    tokenizer.chat_template = CHATML
+    for _ in range(2):
+        dataset = build(
+            [SourceSettings(path=str(folder), bad="drop")],
+            load_template(None, tokenizer),
+            tokenizer,
+            context=None,
+            seed=0,
+            hold_out_default=False,
+            problem_of=nothing_taught,
+            watcher=Silent(),
+        )
+        assert list(dataset.sample_ids) == ["0:a.jsonl:1", "0:b.jsonl:1"]
+        assert list(dataset.places) == [f"{folder}/a.jsonl:1", f"{folder}/b.jsonl:1"]
+        assert [entry["place"] for entry in dataset.dropped] == [f"{folder}/a.jsonl:3", f"{folder}/b.jsonl:3"]
+
+
+def test_records_that_come_once_are_enough(tokenizer):
+    dataset = build(
+        [SourceSettings(path="memory")],
+        load_template("plain", tokenizer),
+        tokenizer,
+        context=None,
+        seed=0,
+        hold_out_default=False,
+        problem_of=nothing_taught,
+        watcher=Silent(),
+        records=[iter(pairs(3))],
+    )
+    assert len(dataset) == 3
+
+
 # --- the store itself ----------------------------------------------------------------------------------------------
 
 
@@ -126,7 +194,7 @@ def test_a_torn_store_is_made_again(tokenizer, cache):
     first = make(pairs(3), tokenizer)
     roles = [sequence.roles.tolist() for sequence in first]
     folder = cache / "stores" / first.stores[0].key
-    (folder / "roles").write_bytes(b"x")
+    (folder / "run_roles").write_bytes(b"x")
     assert open_store(first.stores[0].key) is None
     again = make(pairs(3), tokenizer)
     assert [sequence.roles.tolist() for sequence in again] == roles
@@ -137,8 +205,8 @@ def test_a_torn_store_is_made_again(tokenizer, cache):
 
 def test_the_second_of_two_writers_leaves_the_first_ones_store(tokenizer, cache):
     key = make(pairs(1), tokenizer).stores[0].key
-    with StoreWriter(key):
-        pass
+    with StoreWriter(key) as second:
+        second.append({"is_text": np.zeros(9)})
     assert len(open_store(key)) == 1
 
 

@@ -7,9 +7,9 @@ import types
 import pytest
 
 from frisket.data.settings import Shots, SourceSettings
-from frisket.data.source import read_conversations
+from frisket.data.source import Source, read_conversations
 from frisket.errors import DataError
-from frisket.types import Message
+from frisket.types import Conversation, Message
 
 QA = {"prompt": "Q", "completion": "A"}
 
@@ -328,6 +328,38 @@ def test_the_fingerprint_follows_data_and_the_settings_that_change_records():
     assert fingerprint([QA]) != fingerprint([{**QA, "completion": "B"}])
     assert fingerprint([QA]) != fingerprint([QA], system="S")
     assert fingerprint([QA]) == fingerprint([QA], hold_out=0.5, weight=2, max_tokens=9, bad="drop")
+
+
+def test_only_some_conversations_are_read_again(tmp_path):
+    rows = [json.dumps({**QA, "prompt": f"Q{i}", "level": i}) for i in range(4)]
+    (tmp_path / "a.jsonl").write_text("\n".join(["{", *rows]))
+    settings = SourceSettings(path=str(tmp_path), expand="turns")
+    whole = {c.sample_id: c for c in read_conversations(settings, 1).conversations}
+    found = Source(settings, 1).some(["1:a.jsonl:4", "1:a.jsonl:5/part2"])
+    assert found == {"1:a.jsonl:4": whole["1:a.jsonl:4"]}
+    turns_of = Source(SourceSettings(path="memory", expand="turns"), 0, [TWO_TURNS, TWO_TURNS]).some(["0:2/turn1"])
+    assert [len(c.messages) for c in turns_of.values()] == [2]
+
+
+def test_a_source_is_a_stream(tmp_path):
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join([json.dumps(QA)] * 3))
+    source = Source(SourceSettings(path=str(file)), 0)
+    assert source.format == "unknown"
+    first = next(iter(source))
+    assert isinstance(first, Conversation)
+    assert len(list(source)) == len(list(source)) == 3
+
+
+def test_the_fingerprint_reads_only_as_many_lines_as_are_used(tmp_path):
+    file = tmp_path / "data.jsonl"
+
+    def fingerprint(rows, **knobs):
+        file.write_text("\n".join(json.dumps({**QA, "prompt": row}) for row in rows))
+        return Source(SourceSettings(path=str(file), **knobs), 0).fingerprint
+
+    assert fingerprint("abc", limit=2) == fingerprint("abd", limit=2) != fingerprint("aec", limit=2)
+    assert fingerprint("abc") != fingerprint("abd")
 
 
 # --- bad input -----------------------------------------------------------------------------------------------------

@@ -1,27 +1,31 @@
-"""From the recipe's sources to one data set: read, tokenise once, check every sample, hold some out, count all."""
+"""From the recipe's sources to one data set: tokenise once, check every sample, hold some out, count all."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from frisket.data.chat import ANSWER_ROLES, Template, encode_many
+from frisket.data.account import Account
+from frisket.data.chat import Template
 from frisket.data.dataset import Dataset, Pieces, with_bos
+from frisket.data.fill import fill_store
 from frisket.data.hold_out import held_out_samples
 from frisket.data.problem import Problem
 from frisket.data.settings import SourceSettings
-from frisket.data.source import SourceReading, read_conversations
-from frisket.data.store import StoreWriter, TokenStore, open_store, store_key
+from frisket.data.source import Source, notes_of
+from frisket.data.store import StoredProblem, TokenStore, open_store, store_key
 from frisket.data.tokens import Codec, codec_of
 from frisket.errors import DataError, gather
-from frisket.types import Conversation, Ledger, Provenance, Sequence
+from frisket.types import Sequence
 from frisket.watch import Watcher
 
 ProblemOf = Callable[[Sequence], str | None]
-_PROGRESS_EVERY = 64
+_CHECKED = 1024  # sequences looked at before their pages are given back
+_COLUMNS = 5  # of a piece: stored, start, stop, bos, part
 
 
 @dataclass
@@ -29,22 +33,29 @@ class _Part:
     """One source on its way into the data set."""
 
     index: int
+    root: str
     settings: SourceSettings
-    reading: SourceReading
     store: TokenStore
     limit: int | None
-    pieces: list[tuple[int, int, int, int]] = field(default_factory=list)
-    ids: list[str] = field(default_factory=list)
-    places: list[str] = field(default_factory=list)
+    account: Account = field(default_factory=Account)
+    pieces: array = field(default_factory=lambda: array("i"))
     problems: list[Problem] = field(default_factory=list)
     dropped: list[dict] = field(default_factory=list)
     too_long: list[tuple[int, str]] = field(default_factory=list)
-    truncated: int = 0
-    samples: dict[str, int] = field(default_factory=lambda: {"dropped": 0, "truncated": 0, "split": 0})
+
+    def name(self, stored: int) -> str:
+        return f"{self.index}:{self.store.name(stored)}"
+
+    def place(self, stored: int) -> str:
+        return self.root.rstrip("/") + self.store.place(stored)
+
+    def keep(self, stored: int, start: int, stop: int, bos: int, part: int) -> None:
+        self.pieces.extend((stored, start, stop, bos, part))
 
     def drop(self, name: str, place: str, reason: str, tokens: int | None) -> None:
         self.dropped.append({"sample": name, "place": place, "reason": reason, "tokens": tokens})
-        self.samples["dropped"] += 1
+        self.account.samples["dropped"] += 1
+        self.account.drop(tokens or 0)
 
     def refuse(self, name: str, problem: Problem, tokens: int | None) -> None:
         """Leave a bad sample out where the recipe says so; otherwise it is an error."""
@@ -52,6 +63,11 @@ class _Part:
             self.drop(name, problem.place, problem.message, tokens)
         else:
             self.problems.append(problem)
+
+    @property
+    def records(self) -> int:
+        """Samples that were read, usable or not."""
+        return len(self.store) + sum(problem.stored < 0 for problem in self.store.facts.problems)
 
 
 def build(
@@ -86,50 +102,26 @@ def build(
     codec = codec_of(tokenizer)
     parts = []
     for index, settings in enumerate(sources):
-        reading = _read(settings, index, records[index] if records else None, watcher)
-        store = _tokenised(reading, settings, template, tokenizer, watcher)
-        part = _Part(index, settings, reading, store, settings.max_tokens or context)
-        _check(part, codec, problem_of)
+        source = Source(settings, index, records[index] if records else None)
+        store = _tokenised(source, settings, template, tokenizer, watcher)
+        part = _Part(index, source.root, settings, store, settings.max_tokens or context)
+        with watcher.progress(f"checking {settings.path}", len(store), "samples") as done:
+            _check(part, codec, problem_of, done)
         parts.append(part)
     _raise_problems(parts)
-    return _assemble(parts, seed, hold_out_default)
-
-
-def _read(settings: SourceSettings, index: int, records: Iterable[Mapping] | None, watcher: Watcher) -> SourceReading:
-    with watcher.progress(f"reading {settings.path}", None, "samples") as done:
-        reading = read_conversations(settings, index, records)
-        done(len(reading.conversations))
-    return reading
+    return _assemble(parts, codec, seed, hold_out_default)
 
 
 def _tokenised(
-    reading: SourceReading, settings: SourceSettings, template: Template, tokenizer: Any, watcher: Watcher
+    source: Source, settings: SourceSettings, template: Template, tokenizer: Any, watcher: Watcher
 ) -> TokenStore:
     """The source's token store: the one that is there, or a new one."""
-    key = store_key([reading.fingerprint, codec_of(tokenizer).fingerprint, template.text])
+    key = store_key([source.fingerprint, codec_of(tokenizer).fingerprint, template.text])
     store = open_store(key)
     if store is not None:
         return store
-    conversations = reading.conversations
-    results = encode_many(_with_rejected(conversations), template, tokenizer)
-    with (
-        StoreWriter(key) as writer,
-        watcher.progress(f"tokenising {settings.path}", len(conversations), "samples") as done,
-    ):
-        for index, conversation in enumerate(conversations):
-            result = next(results)
-            rejected = next(results) if conversation.rejected else None
-            if isinstance(result, Problem):
-                writer.add_problem(index, result)
-            elif isinstance(rejected, Problem):
-                writer.add_problem(index, replace(rejected, message=f"the rejected answer: {rejected.message}"))
-            else:
-                first = _context_length(conversation)
-                other = int((rejected.sequence.turns >= first).sum()) if rejected else 0
-                writer.add(index, result, other)
-            if index % _PROGRESS_EVERY == _PROGRESS_EVERY - 1:
-                done(_PROGRESS_EVERY)
-        done(len(conversations) % _PROGRESS_EVERY)
+    with watcher.progress(f"tokenising {settings.path}", None, "samples") as done:
+        fill_store(key, source, template, tokenizer, done)
     store = open_store(key)
     if store is None:
         raise DataError(
@@ -138,114 +130,94 @@ def _tokenised(
     return store
 
 
-def _with_rejected(conversations: Seq[Conversation]) -> Iterator[Conversation]:
-    """Each conversation, and after it the one that ends with its rejected answer (only its tokens are counted)."""
-    for conversation in conversations:
-        yield conversation
-        if conversation.rejected:
-            context = conversation.messages[: _context_length(conversation)]
-            yield replace(conversation, messages=(*context, *conversation.rejected), rejected=())
-
-
-def _context_length(conversation: Conversation) -> int:
-    """Messages before the answer: up to the last one that is not the assistant's or a tool's."""
-    asked = [i for i, m in enumerate(conversation.messages) if m.role not in ("assistant", "tool")]
-    return asked[-1] + 1 if asked else 0
-
-
-def _check(part: _Part, codec: Codec, problem_of: ProblemOf) -> None:
+def _check(part: _Part, codec: Codec, problem_of: ProblemOf, done: Callable[[int], None]) -> None:
     """Cut and check every sample of a source; the verdicts are collected in ``part``."""
-    for problem in part.reading.problems:
-        part.refuse("", problem, None)
-    conversations, store = part.reading.conversations, part.store
-    for index, message in store.problems:
-        conversation = conversations[index]
-        part.refuse(conversation.sample_id, Problem(conversation.place, message), None)
-    for stored, (index, length) in enumerate(zip(store.conversations.tolist(), store.lengths.tolist(), strict=True)):
-        conversation = conversations[index]
-        cuts = _cuts(part, conversation, stored, length, codec)
-        if len(cuts) == 1 and cuts[0][1] == length:
-            _check_whole(part, conversation, stored, length, codec, problem_of)
+    store, account = part.store, part.account
+    account.samples["read"] = part.records
+    bad = {problem.stored for problem in store.facts.problems}
+    lengths, rejected = store.lengths, store.rejected
+    for problem in store.facts.problems:
+        _refuse_stored(part, problem, lengths)
+    for low in range(0, len(store), _CHECKED):
+        high = min(low + _CHECKED, len(store))
+        for stored, length, other in zip(
+            range(low, high), lengths[low:high].tolist(), rejected[low:high].tolist(), strict=True
+        ):
+            account.read(length)
+            account.read_rejected(other)
+            if stored not in bad and _check_sample(part, stored, length, codec, problem_of):
+                account.straddling += int(store.straddling[stored])
+                account.removed_characters += int(store.removed[stored])
+                if other:
+                    account.set_aside(other)
+                    account.samples["other_objective"] += 1
+            else:
+                account.drop_rejected(other)
+        done(high - low)
+        store.release()
+
+
+def _refuse_stored(part: _Part, problem: StoredProblem, lengths: np.ndarray) -> None:
+    """Leave out a record that was found to be bad when its tokens were made."""
+    tail = part.store.facts.files[problem.file]
+    told = Problem(f"{part.root.rstrip('/')}{tail}:{problem.line}", problem.message)
+    name = tail.removeprefix("/") + ":" if tail else ""
+    sample = "" if problem.suffix is None else f"{part.index}:{name}{problem.line}{problem.suffix}"
+    part.refuse(sample, told, int(lengths[problem.stored]) if problem.stored >= 0 else None)
+
+
+def _check_sample(part: _Part, stored: int, length: int, codec: Codec, problem_of: ProblemOf) -> bool:
+    """Keep the pieces of a sample that can be taught; whether there are any.
+
+    What a truncated sample lost must not be all that it taught.
+    """
+    cuts = _cuts(part, stored, length, codec)
+    name, kept = part.name(stored), 0
+    is_whole, is_split = cuts == [(0, length, -1)], len(cuts) > 1
+    for number, (start, stop, bos) in enumerate(cuts, 1):
+        own = f"{name}/part{number}" if is_split else name
+        sequence = part.store.sequence(stored, own, part.index, start, stop)
+        message = problem_of(with_bos(sequence, bos) if bos >= 0 else sequence)
+        tokens = stop - start + (bos >= 0)
+        if not message:
+            part.keep(stored, start, stop, bos, number if is_split else 0)
+            kept += 1
+        elif is_split:
+            part.drop(own, part.place(stored), message, tokens)
         else:
-            _check_cut(part, conversation, stored, cuts, problem_of)
+            part.refuse(
+                own, Problem(part.place(stored), message if is_whole else f"after truncation {message}"), tokens
+            )
+    part.account.samples["split"] += max(kept - 1, 0)
+    return kept > 0
 
 
-def _cuts(
-    part: _Part, conversation: Conversation, stored: int, length: int, codec: Codec
-) -> list[tuple[int, int, int]]:
+def _cuts(part: _Part, stored: int, length: int, codec: Codec) -> list[tuple[int, int, int]]:
     """Start, stop and beginning token (-1 for none) of each piece of a sequence; none where it is left out."""
-    limit, choice = part.limit, part.settings.too_long
+    limit, choice, account = part.limit, part.settings.too_long, part.account
     if limit is None or length <= limit:
         return [(0, length, -1)]
-    if conversation.text is not None and codec.adds_bos and codec.bos_id is not None:
+    is_text = bool(part.store.is_text[stored])
+    if is_text and codec.adds_bos and codec.bos_id is not None:
         step = limit - 1
-        return [(0, limit, -1), *((at, min(at + step, length), codec.bos_id) for at in range(limit, length, step))]
-    if conversation.text is not None or choice == "split":
+        later = [(at, min(at + step, length), codec.bos_id) for at in range(limit, length, step)]
+        account.read_again(len(later))
+        return [(0, limit, -1), *later]
+    if is_text or choice == "split":
         # A piece begins with the last token of the one before it, so that its own first token is predicted too.
-        return [(at, min(at + limit, length), -1) for at in range(0, length - 1, limit - 1)]
+        cuts = [(at, min(at + limit, length), -1) for at in range(0, length - 1, limit - 1)]
+        account.read_again(len(cuts) - 1)
+        return cuts
     if choice == "truncate":
-        part.truncated += length - limit
-        part.samples["truncated"] += 1
+        account.truncate(length - limit)
+        account.samples["truncated"] += 1
         return [(0, limit, -1)]
     if choice == "drop":
         reason = f"{length:,} tokens are more than {limit:,} (data.{part.index}.too_long=drop)"
-        part.drop(conversation.sample_id, conversation.place, reason, length)
+        part.drop(part.name(stored), part.place(stored), reason, length)
     else:
-        part.too_long.append((length, conversation.place))
+        part.too_long.append((length, part.place(stored)))
     return []
-
-
-def _check_whole(
-    part: _Part, conversation: Conversation, stored: int, length: int, codec: Codec, problem_of: ProblemOf
-) -> None:
-    sequence = part.store.sequence(stored, conversation.sample_id, part.index)
-    message = _token_problem(sequence, conversation, codec) or problem_of(sequence)
-    if message:
-        part.refuse(conversation.sample_id, Problem(conversation.place, message), length)
-    else:
-        _keep(part, conversation, stored, (0, length, -1), conversation.sample_id)
-
-
-def _check_cut(
-    part: _Part, conversation: Conversation, stored: int, cuts: Seq[tuple[int, int, int]], problem_of: ProblemOf
-) -> None:
-    """Keep the pieces that can be taught; what a truncated sample lost must not be all that it taught."""
-    kept = 0
-    for number, (start, stop, bos) in enumerate(cuts, 1):
-        name = conversation.sample_id if len(cuts) == 1 else f"{conversation.sample_id}/part{number}"
-        sequence = part.store.sequence(stored, name, part.index, start, stop)
-        message = problem_of(with_bos(sequence, bos) if bos >= 0 else sequence)
-        if not message:
-            _keep(part, conversation, stored, (start, stop, bos), name)
-            kept += 1
-        elif len(cuts) == 1:
-            part.refuse(name, Problem(conversation.place, f"after truncation {message}"), stop - start)
-        else:
-            part.drop(name, conversation.place, message, stop - start + (bos >= 0))
-    part.samples["split"] += max(kept - 1, 0)
-
-
-def _keep(part: _Part, conversation: Conversation, stored: int, cut: tuple[int, int, int], name: str) -> None:
-    part.pieces.append((stored, *cut))
-    part.ids.append(name)
-    part.places.append(conversation.place)
-
-
-def _token_problem(sequence: Sequence, conversation: Conversation, codec: Codec) -> str | None:
-    """What is wrong with a whole sample, seen from its tokens."""
-    ids = sequence.input_ids
-    if not len(ids):
-        return "it has no tokens"
-    if len(ids) > 1 and codec.bos_id is not None and ids[0] == ids[1] == codec.bos_id != codec.eos_id:
-        return f"it begins with two beginning tokens ({codec.names.get('bos_token')}); one of template and text must go"
-    if conversation.input_ids is not None:
-        return None
-    taught = np.isin(sequence.roles, ANSWER_ROLES) & ~(sequence.data_weights == 0)
-    ended = sequence.turns[sequence.roles == Provenance.END_OF_TURN]
-    missing = np.setdiff1d(sequence.turns[taught], ended)
-    if len(missing):
-        return f"no end token follows message {missing[0] + 1} (assistant), so the model would not learn to stop"
-    return None
 
 
 def _raise_problems(parts: Seq[_Part]) -> None:
@@ -267,7 +239,7 @@ def _raise_problems(parts: Seq[_Part]) -> None:
         fixes.append(f"data.{part.index}.too_long=drop")
     # A summary of too long samples must not be pushed out by twenty bad ones.
     lines.sort(key=lambda line: "too_long also takes" not in line)
-    total = sum(len(part.reading.conversations) + len(part.reading.problems) for part in parts)
+    total = sum(part.records for part in parts)
     if lines:
         heading = f"{bad:,} of {total:,} samples cannot be used:"
         raise DataError(gather(lines, heading, "Leave them out: " + " ".join(fixes)))
@@ -279,64 +251,56 @@ def _raise_problems(parts: Seq[_Part]) -> None:
             )
 
 
-def _assemble(parts: Seq[_Part], seed: int, hold_out_default: bool) -> Dataset:
-    rows = np.array([(part.index, *piece) for part in parts for piece in part.pieces], np.int64).reshape(-1, 5)
-    pieces = Pieces(*(np.ascontiguousarray(rows[:, column]) for column in range(5)))
-    settings = [part.settings for part in parts]
-    held_out = held_out_samples(settings, pieces.source, _groups(parts), seed, hold_out_default)
-    train = np.setdiff1d(np.arange(len(rows)), held_out)
+def _assemble(parts: Seq[_Part], codec: Codec, seed: int, hold_out_default: bool) -> Dataset:
+    rows = [np.frombuffer(part.pieces, np.int32).reshape(-1, _COLUMNS) for part in parts]
+    source = np.repeat(np.arange(len(parts)), [len(each) for each in rows])
+    columns = [np.concatenate([each[:, column] for each in rows], dtype=np.int64) for column in range(_COLUMNS)]
+    pieces = Pieces(source, *columns)
+    held_out = held_out_samples([part.settings for part in parts], source, _groups(parts, rows), seed, hold_out_default)
+    is_held = np.zeros(len(source), bool)
+    is_held[held_out] = True
+    train = np.flatnonzero(~is_held)
+    for sample in held_out.tolist():
+        parts[int(source[sample])].account.hold_out(int(pieces.lengths[sample]))
     digest = hashlib.sha256("\0".join(part.store.key for part in parts).encode())
-    for array in (rows, train, held_out):
-        digest.update(array.astype(np.int64).tobytes())
+    for values in (source, *columns, train, held_out):
+        digest.update(values.tobytes())
+    for part in parts:
+        mine = source == part.index
+        part.account.samples["held_out"] = int((mine & is_held).sum())
+        part.account.samples["train"] = int((mine & ~is_held).sum())
     return Dataset(
         stores=tuple(part.store for part in parts),
+        roots=tuple(part.root for part in parts),
         train=train,
         held_out=held_out,
-        ledgers=tuple(_ledger(part, pieces, held_out) for part in parts),
-        formats=tuple(part.reading.format for part in parts),
-        notes=tuple(note for part in parts for note in part.reading.notes),
+        ledgers=tuple(part.account.ledger() for part in parts),
+        formats=tuple(part.store.facts.format for part in parts),
+        notes=tuple(note for part in parts for note in _notes(part, codec)),
         dropped=[entry for part in parts for entry in part.dropped],
         fingerprint=digest.hexdigest(),
         pieces=pieces,
-        sample_ids=tuple(name for part in parts for name in part.ids),
-        places=tuple(place for part in parts for place in part.places),
     )
 
 
-def _groups(parts: Seq[_Part]) -> np.ndarray:
+def _notes(part: _Part, codec: Codec) -> list[str]:
+    notes = notes_of(part.index, part.store.facts.unused)
+    samples, tokens, first = part.store.facts.unknown
+    if samples:
+        notes.append(
+            f"data.{part.index}: {samples:,} samples hold text that the tokenizer has no token for; it writes "
+            f"{codec.names.get('unk_token')} ({tokens:,} tokens; the first at {part.place(first)})"
+        )
+    return notes
+
+
+def _groups(parts: Seq[_Part], rows: Seq[np.ndarray]) -> np.ndarray:
     """Samples made of one record are one group; pieces of raw text are each their own."""
-    numbers: dict[tuple, int] = {}
-    groups = []
-    for part in parts:
-        for (stored, *_), name, place in zip(part.pieces, part.ids, part.places, strict=True):
-            conversation = part.reading.conversations[int(part.store.conversations[stored])]
-            key = (part.index, name if conversation.text is not None else place)
-            groups.append(numbers.setdefault(key, len(numbers)))
-    return np.array(groups, np.int64)
-
-
-def _ledger(part: _Part, pieces: Pieces, held_out: np.ndarray) -> Ledger:
-    mine = pieces.source == part.index
-    is_held = np.zeros(len(mine), bool)
-    is_held[held_out] = True
-    kept = np.unique(pieces.stored[mine])
-    straddling, removed, other = part.store.counts[kept].sum(axis=0).tolist()
-    dropped = sum(entry["tokens"] or 0 for entry in part.dropped)
-    answers = int((part.store.counts[kept, 2] > 0).sum())
-    samples = {
-        "read": len(part.reading.conversations) + len(part.reading.problems),
-        **part.samples,
-        "held_out": int((mine & is_held).sum()),
-        "other_objective": answers,
-        "train": int((mine & ~is_held).sum()),
-    }
-    return Ledger(
-        read=int(pieces.lengths[mine].sum()) + dropped + part.truncated + other,
-        dropped=dropped,
-        truncated=part.truncated,
-        held_out=int(pieces.lengths[mine & is_held].sum()),
-        other_objective=other,
-        straddling=straddling,
-        removed_characters=removed,
-        samples=samples,
-    )
+    groups, base = [], 0
+    for part, pieces in zip(parts, rows, strict=True):
+        stored = pieces[:, 0]
+        is_text = part.store.is_text[stored]
+        group = np.where(is_text, len(part.store) + 1 + np.arange(len(stored)), part.store.records[stored])
+        groups.append(base + group)
+        base += len(part.store) + len(stored) + 2
+    return np.concatenate(groups)

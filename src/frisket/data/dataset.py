@@ -1,14 +1,19 @@
 """The samples of a run: pieces of stored sequences, some of them held out."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import TypeVar, overload
 
 import numpy as np
 from jaxtyping import Int64
 
-from frisket.data.chat import NO_TURN
+from frisket.data.provenance import NO_TURN
 from frisket.data.store import TokenStore
 from frisket.types import Ledger, Provenance, Sequence
+
+Item = TypeVar("Item", covariant=True)
+WALKED_TOKENS = 1 << 20  # after so many the pages that were read are given back
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,7 @@ class Pieces:
         start: first token of the part.
         stop: end of the part.
         bos: beginning token that is put before a later part of raw text; -1 for none.
+        part: which piece of a split sequence this is, from 1; 0 for one that was not split.
     """
 
     source: Int64[np.ndarray, "sample"]
@@ -28,11 +34,33 @@ class Pieces:
     start: Int64[np.ndarray, "sample"]
     stop: Int64[np.ndarray, "sample"]
     bos: Int64[np.ndarray, "sample"]
+    part: Int64[np.ndarray, "sample"]
 
     @property
     def lengths(self) -> Int64[np.ndarray, "sample"]:
         """Tokens of each sample."""
         return self.stop - self.start + (self.bos >= 0)
+
+
+class Made(Seq[Item]):
+    """A sequence whose items are made when they are asked for; nothing is kept."""
+
+    def __init__(self, count: int, make: Callable[[int], Item]) -> None:
+        self._count, self._make = count, make
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> Item: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Item]: ...
+
+    def __getitem__(self, index: int | slice) -> Item | list[Item]:
+        if isinstance(index, slice):
+            return [self._make(i) for i in range(self._count)[index]]
+        return self._make(range(self._count)[index])
 
 
 @dataclass(frozen=True)
@@ -41,6 +69,7 @@ class Dataset:
 
     Attributes:
         stores: the token store of each source.
+        roots: what the places of each source begin with.
         train: samples that are trained on, as indices into this data set.
         held_out: samples that are kept for evaluation.
         ledgers: for each source every token but for what supervision and the order of the run decide.
@@ -49,11 +78,10 @@ class Dataset:
         dropped: what was left out: sample, place, reason, tokens (None where it has none).
         fingerprint: hash of everything above.
         pieces: which part of which stored sequence each sample is.
-        sample_ids: name of each sample.
-        places: ``file:line`` of each sample.
     """
 
     stores: tuple[TokenStore, ...]
+    roots: tuple[str, ...]
     train: Int64[np.ndarray, "train"]
     held_out: Int64[np.ndarray, "held_out"]
     ledgers: tuple[Ledger, ...]
@@ -62,11 +90,9 @@ class Dataset:
     dropped: list[dict]
     fingerprint: str
     pieces: Pieces
-    sample_ids: tuple[str, ...]
-    places: tuple[str, ...]
 
     def __len__(self) -> int:
-        return len(self.sample_ids)
+        return len(self.pieces.source)
 
     def __getitem__(self, index: int) -> Sequence:
         if not -len(self) <= index < len(self):
@@ -78,7 +104,54 @@ class Dataset:
         return sequence if bos < 0 else with_bos(sequence, bos)
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (self[index] for index in range(len(self)))
+        return self.walk(range(len(self)))
+
+    def walk(self, samples: Iterable[int]) -> Iterator[Sequence]:
+        """Samples one after the other, in little memory: pages of the stores that were read are given back."""
+        seen = 0
+        for index in samples:
+            sequence = self[int(index)]
+            yield sequence
+            seen += len(sequence)
+            if seen >= WALKED_TOKENS:
+                self.release()
+                seen = 0
+
+    def release(self) -> None:
+        """Give back the memory of the pages that were read; what is read again comes from the file."""
+        for store in self.stores:
+            store.release()
+
+    @property
+    def sample_ids(self) -> Seq[str]:
+        """Name of each sample."""
+        return Made(len(self), self._sample_id)
+
+    @property
+    def places(self) -> Seq[str]:
+        """``file:line`` of each sample."""
+        return Made(len(self), self.place)
+
+    @property
+    def token_ids(self) -> Seq[np.ndarray]:
+        """Token ids of each sample, as views of the stores where no beginning token is put before it."""
+        return Made(len(self), self._token_ids)
+
+    def place(self, index: int) -> str:
+        """``file:line`` of a sample."""
+        source = int(self.pieces.source[index])
+        return self.roots[source].rstrip("/") + self.stores[source].place(int(self.pieces.stored[index]))
+
+    def _sample_id(self, index: int) -> str:
+        source, part = int(self.pieces.source[index]), int(self.pieces.part[index])
+        name = f"{source}:{self.stores[source].name(int(self.pieces.stored[index]))}"
+        return f"{name}/part{part}" if part else name
+
+    def _token_ids(self, index: int) -> np.ndarray:
+        pieces = self.pieces
+        stored, start, stop, bos = (int(a[index]) for a in (pieces.stored, pieces.start, pieces.stop, pieces.bos))
+        ids = self.stores[int(pieces.source[index])].ids(stored, start, stop)
+        return ids if bos < 0 else np.insert(ids, 0, bos)
 
     @property
     def lengths(self) -> Int64[np.ndarray, "sample"]:
@@ -89,10 +162,6 @@ class Dataset:
     def source_of(self) -> Int64[np.ndarray, "sample"]:
         """Source of each sample."""
         return self.pieces.source
-
-    def place(self, index: int) -> str:
-        """``file:line`` of a sample."""
-        return self.places[index]
 
 
 def with_bos(sequence: Sequence, bos: int) -> Sequence:

@@ -51,14 +51,9 @@ class _Layout:
 
 
 class Reader:
-    """Turns the records of one source into conversations.
-
-    Attributes:
-        conversations: those made so far.
-    """
+    """Turns the records of one source into conversations, one record at a time."""
 
     def __init__(self, settings: SourceSettings, index: int, shots: Seq[Conversation]) -> None:
-        self.conversations: list[Conversation] = []
         self._settings, self._index = settings, index
         self._shots = tuple(replace(m, weight=0.0) for shot in shots for m in shot.messages if m.role != "system")
         self._layout: _Layout | None = None
@@ -72,8 +67,8 @@ class Reader:
         present = [column for column in self._layout.columns.values() if column in self._seen]
         return f"{self._layout.format} ({', '.join(dict.fromkeys(present))})"
 
-    def read(self, record: Record) -> list[Problem]:
-        """Read one record; what is wrong with it comes back.
+    def read(self, record: Record) -> list[Conversation] | Problem:
+        """Read one record: its conversations, or what is wrong with it.
 
         Raises:
             DataError: the columns of the first record are of no known format.
@@ -83,28 +78,26 @@ class Reader:
         self._seen.update(dict.fromkeys(record.data))
         try:
             made = self._conversations(record, self._layout)
-            finished = [end for c in made for end in _finish(c, self._settings, self._shots)]
+            return [end for c in made for end in _finish(c, self._settings, self._shots)]
         except BadSample as error:
-            return [Problem(f"{record.file}:{record.line}", str(error))]
-        self.conversations += finished
-        return []
+            return Problem(f"{record.file}:{record.line}", str(error))
 
-    def notes(self) -> list[str]:
+    @property
+    def unused(self) -> tuple[str, ...]:
         """Columns that nothing uses."""
-        if self._layout is None:
-            return []
-        unused = [column for column in self._seen if column not in self._layout.used]
-        return [f"data.{self._index}: columns not used for training: {', '.join(unused)}"] if unused else []
+        used = self._layout.used if self._layout else self._seen
+        return tuple(column for column in self._seen if column not in used)
 
     def _conversations(self, record: Record, layout: _Layout) -> list[Conversation]:
         values = {name: record.data.get(column) for name, column in layout.columns.items()}
+        used = layout.used
         base = Conversation(
             sample_id=f"{self._index}:{record.name}",
             source=self._index,
             file=record.file,
             line=record.line,
             render=self._settings.render,
-            fields={key: value for key, value in record.data.items() if key not in layout.used},
+            fields={key: value for key, value in record.data.items() if key not in used},
         )
         if layout.format == "text":
             return [replace(base, text=text_of(values["text"], layout.columns["text"]))]
@@ -305,7 +298,8 @@ def _finish(conversation: Conversation, settings: SourceSettings, shots: tuple[M
     if shots:
         first = 1 if messages[0].role == "system" else 0
         messages = (*messages[:first], *shots, *messages[first:])
-    conversation = replace(conversation, messages=messages)
+    if messages is not conversation.messages:
+        conversation = replace(conversation, messages=messages)
     return _turns(conversation) if settings.expand == "turns" else [conversation]
 
 

@@ -1,20 +1,21 @@
 """Who wrote each character of a rendered conversation, found by rendering it a second time with marks.
 
-The second rendering has a pair of private-use characters just inside the stripped text of every field, the opening one
+The second rendering has a pair of rare characters just inside the stripped text of every field, the opening one
 followed by the field's number. Without the marks both renderings must be equal; the marks then give the spans.
 """
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from frisket.data.marks import Field, Marker, Span, free_marks, with_kept_space
 from frisket.data.problem import BadSample
 from frisket.data.tokens import Codec, Special
 from frisket.types import Conversation, Message, Provenance
@@ -32,18 +33,7 @@ CONTENT_ROLES = {
 REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 NO_TURN = -1
 _THINK = re.compile(r"\s*<think>(?P<reasoning>.*?)</think>(?P<answer>.*)", re.DOTALL)
-_FIRST_MARK, _LAST_MARK = 0xE000, 0xF8FF  # the private-use area
-_MARKS = 12  # opening, closing, ten digits
 _END_CANDIDATES = 8  # special tokens after a turn's last field among which its end token is looked for
-
-
-class Span(NamedTuple):
-    """Characters ``start`` to ``end`` of a rendering, written by one field of message ``turn``."""
-
-    start: int
-    end: int
-    role: Provenance
-    turn: int
 
 
 @dataclass(frozen=True)
@@ -71,65 +61,6 @@ class Rendering:
     end: bool = False
 
 
-class _Field(NamedTuple):
-    turn: int
-    role: Provenance
-    what: str
-    core: str
-
-
-class _Marker:
-    """Puts numbered marks around fields and reads them back."""
-
-    def __init__(self, first: int, wide: bool = False) -> None:
-        self.fields: list[_Field] = []
-        self.wide = wide
-        self._open, self._close = chr(first), chr(first + 1)
-        self._digits, self._numbers, self._pattern = _mark_tables(first)
-
-    def __call__(self, turn: int, role: Provenance, what: str, text: str) -> str:
-        core = text.strip()
-        if not core:
-            return text
-        lead = len(text) - len(text.lstrip())
-        if self.wide and role == Provenance.ASSISTANT:
-            lead = lead if what == "answer" else 0
-            core = text[lead:]
-        number = str(len(self.fields)).translate(self._digits)
-        self.fields.append(_Field(turn, role, what, core))
-        return f"{text[:lead]}{self._open}{number}{core}{self._close}{text[lead + len(core) :]}"
-
-    def read(self, marked: str) -> tuple[str, list[Span], set[int]]:
-        """Take the marks out: the text, the spans, and the numbers of the fields that came back."""
-        pieces, spans, seen = [], [], set()
-        length = at = 0
-        begun: tuple[int, int] | None = None
-        for match in self._pattern.finditer(marked):
-            pieces.append(marked[at : match.start()])
-            length += match.start() - at
-            at = match.end()
-            if match.group(1) and begun is None:
-                begun = (length, int(match.group(1).translate(self._numbers)))
-            elif not match.group(1) and begun is not None:
-                start, number = begun
-                spans.append(Span(start, length, self.fields[number].role, self.fields[number].turn))
-                seen.add(number)
-                begun = None
-            else:
-                raise BadSample("the template takes a message apart, so who wrote what cannot be located")
-        if begun is not None:
-            raise BadSample("the template takes a message apart, so who wrote what cannot be located")
-        return "".join([*pieces, marked[at:]]), spans, seen
-
-
-@lru_cache
-def _mark_tables(first: int) -> tuple[dict[int, int], dict[int, int], re.Pattern[str]]:
-    """Digits to marks, marks to digits, and the pattern of a mark."""
-    digits = {ord("0") + digit: first + 2 + digit for digit in range(10)}
-    pattern = re.compile(f"{chr(first)}([{chr(first + 2)}-{chr(first + 11)}]+)|{chr(first + 1)}")
-    return digits, {mark: digit for digit, mark in digits.items()}, pattern
-
-
 def render_conversation(conversation: Conversation, render: Render, name: str, codec: Codec) -> Rendering:
     """Render under a chat template and find who wrote what.
 
@@ -145,18 +76,20 @@ def render_conversation(conversation: Conversation, render: Render, name: str, c
     messages, tools = conversation.messages, conversation.tools
     _refuse_spelled(conversation, codec)
     text = render(*_template_input(messages, tools, _as_it_is), False)
-    marker = _Marker(_free_marks(text), wide=_has_outer_space(messages))
-    plain, spans, seen = marker.read(render(*_template_input(messages, tools, marker), False))
+    marker = Marker(free_marks(text), wide=_has_outer_space(messages))
+    plain, spans = marker.read(render(*_template_input(messages, tools, marker), False))
     if plain != text and marker.wide:
-        marker = _Marker(_free_marks(text))
-        plain, spans, seen = marker.read(render(*_template_input(messages, tools, marker), False))
+        wide_text, wide_spans, wide_fields = plain, spans, marker.fields
+        marker = Marker(free_marks(text))
+        plain, spans = marker.read(render(*_template_input(messages, tools, marker), False))
+        spans = with_kept_space(text, spans, wide_text, wide_spans, wide_fields)
     if plain != text:
         raise BadSample(f"template '{name}' renders this conversation differently when its text is marked")
-    removed = _removed(marker.fields, seen, messages, name)
-    specials, spelled = _template_specials(text, spans, codec)
+    removed = _removed(marker.fields, {span.field for span in spans}, messages, name)
+    spans, specials, spelled = _template_specials(text, spans, codec)
     painter = _Structure(text, spans, specials, messages, tools, render, codec)
     painter.paint()
-    all_spans = tuple(sorted(span for span in (*spans, *painter.added) if span.end > span.start))
+    all_spans = tuple(sorted(span for span in (*painter.spans, *painter.added) if span.end > span.start))
     boundaries = _boundaries(all_spans, specials, painter.turn_ends)
     return Rendering(text, all_spans, boundaries, tuple(specials), spelled, removed)
 
@@ -190,13 +123,6 @@ def _has_outer_space(messages: Seq[Message]) -> bool:
 
 def _as_it_is(turn: int, role: Provenance, what: str, text: str) -> str:
     return text
-
-
-def _free_marks(text: str) -> int:
-    for first in range(_FIRST_MARK, _LAST_MARK - _MARKS, _MARKS):
-        if not re.search(f"[{chr(first)}-{chr(first + _MARKS - 1)}]", text):
-            return first
-    raise BadSample("the text uses the whole private-use area (U+E000 to U+F8FF), which frisket marks fields with")
 
 
 def _refuse_spelled(conversation: Conversation, codec: Codec) -> None:
@@ -262,7 +188,7 @@ def _marked_tool(tool: Mapping, mark: Mark) -> dict:
     return {**tool, "function": marked} if "function" in tool else marked
 
 
-def _removed(fields: Seq[_Field], seen: set[int], messages: Seq[Message], name: str) -> int:
+def _removed(fields: Seq[Field], seen: set[int], messages: Seq[Message], name: str) -> int:
     """Characters of earlier reasoning that the template left out; anything else that is missing is refused."""
     last = max((turn for turn, message in enumerate(messages) if message.role == "assistant"), default=NO_TURN)
     removed = 0
@@ -276,26 +202,36 @@ def _removed(fields: Seq[_Field], seen: set[int], messages: Seq[Message], name: 
     return removed
 
 
-def _template_specials(text: str, spans: Seq[Span], codec: Codec) -> tuple[list[Special], bool]:
-    """Special tokens that lie outside every field, and whether some field spells one."""
-    found = list(codec.specials(text))
+def _template_specials(text: str, spans: Seq[Span], codec: Codec) -> tuple[list[Span], list[Special], bool]:
+    """Special tokens that lie outside every field, and whether some field spells one.
+
+    A special token may swallow white space around it; where that is a field's, the field's span gives it up.
+    """
+    found, clipped, spelled = list(codec.specials(text)), list(spans), False
     starts = np.array([span.start for span in spans])
     ends = np.array([span.end for span in spans])
-    if not any(_overlaps(special, starts, ends) for special in found):
-        return found, False
-    gaps = zip([0, *ends.tolist()], [*starts.tolist(), len(text)], strict=True)
-    return [special for start, end in gaps for special in codec.specials(text, start, end)], True
-
-
-def _overlaps(special: Special, starts: np.ndarray, ends: np.ndarray) -> bool:
-    at = int(np.searchsorted(ends, special.start, side="right"))
-    return at < len(starts) and int(starts[at]) < special.end
+    for special in found:
+        at = int(np.searchsorted(ends, special.start, side="right"))
+        if at == len(spans) or starts[at] >= special.end:
+            continue
+        word = text[special.start : special.end]
+        if special.end - len(word) + len(word.rstrip()) <= starts[at]:
+            clipped[at] = clipped[at]._replace(start=special.end)
+        elif special.start + len(word) - len(word.lstrip()) >= ends[at]:
+            clipped[at] = clipped[at]._replace(end=special.start)
+        else:
+            spelled = True
+    if not spelled:
+        return clipped, found, False
+    gaps = zip([0, *(span.end for span in clipped)], [*(span.start for span in clipped), len(text)], strict=True)
+    return clipped, [special for start, end in gaps for special in codec.specials(text, start, end)], True
 
 
 class _Structure:
     """Gives the characters between the fields of an assistant turn to whom they belong.
 
     Attributes:
+        spans: those of the fields, without copies that stand outside the turn which wrote them.
         added: spans of tags, separators, JSON syntax and end-of-turn tokens.
         turn_ends: where each assistant turn's end token ends, by turn.
     """
@@ -312,26 +248,29 @@ class _Structure:
     ) -> None:
         self.added: list[Span] = []
         self.turn_ends: dict[int, int] = {}
-        self._text, self._spans, self._specials = text, spans, specials
+        self.spans = list(spans)
+        self._text, self._specials = text, specials
         self._special_starts = [special.start for special in specials]
         self._messages, self._tools, self._render, self._codec = messages, tools, render, codec
         self._known: dict[tuple[str, str, bool], tuple[list[str], str]] = {}
 
     def paint(self) -> None:
+        if len({span.field for span in self.spans}) < len(self.spans):
+            self._set_copies_apart()
         first = 0
-        while first < len(self._spans):
+        while first < len(self.spans):
             last = first
-            while last + 1 < len(self._spans) and self._spans[last + 1].turn == self._spans[first].turn:
+            while last + 1 < len(self.spans) and self.spans[last + 1].turn == self.spans[first].turn:
                 last += 1
-            turn = self._spans[first].turn
+            turn = self.spans[first].turn
             if turn != NO_TURN and self._messages[turn].role == "assistant":
                 self._paint_turn(first, last)
             first = last + 1
 
     def _paint_turn(self, first: int, last: int) -> None:
-        spans = self._spans[first : last + 1]
-        before = self._spans[first - 1].end if first else 0
-        after = self._spans[last + 1].start if last + 1 < len(self._spans) else len(self._text)
+        spans = self.spans[first : last + 1]
+        before = self.spans[first - 1].end if first else 0
+        after = self.spans[last + 1].start if last + 1 < len(self.spans) else len(self._text)
         roles = {span.role for span in spans}
         if roles == {Provenance.ASSISTANT}:
             self._end_turn(spans[-1], after, "")
@@ -347,16 +286,51 @@ class _Structure:
         if end is not None and spans[-1].role != Provenance.ASSISTANT:
             self._add(spans[-1].end, end, spans[-1].role, spans[-1])
 
+    def _set_copies_apart(self) -> None:
+        """A tool's name that the header of its result repeats is the template's: the turn alone has it less often."""
+        counts = Counter(span.field for span in self.spans if span.role == Provenance.TOOL_CALL)
+        turns = {span.turn for span in self.spans if counts[span.field] > 1}
+        own = Counter(
+            span.field
+            for turn in turns
+            for span in self._rendered(self._messages[: turn + 1], False)[1]
+            if span.turn == turn
+        )
+        for place, span in enumerate(self.spans):
+            if span.role == Provenance.TOOL_CALL and span.turn in turns:
+                own[span.field] -= 1
+                if own[span.field] < 0:
+                    self.spans[place] = span._replace(role=Provenance.TEMPLATE, turn=NO_TURN)
+
     def _end_turn(self, span: Span, after: int, tail: str) -> int | None:
-        """Mark the end token: the one that ends the bare turn if it is there, else the first special token."""
+        """Mark the end token, and with it the tokenizer's own where that stands directly behind.
+
+        Args:
+            span: the turn's last field.
+            after: where the next field begins.
+            tail: what ends a bare answer; empty where this turn is one.
+        """
         at = int(np.searchsorted(self._special_starts, span.end))
         candidates = [s for s in self._specials[at : at + _END_CANDIDATES] if s.end <= after]
-        if not candidates:
+        if not candidates or span.turn in self.turn_ends:
             return None
-        found = next((s for s in candidates if tail.endswith(self._text[s.start : s.end])), candidates[0])
-        self.added.append(Span(found.start, found.end, Provenance.END_OF_TURN, span.turn))
-        self.turn_ends[span.turn] = found.end
-        return found.start
+        ends = (i for i, s in enumerate(candidates) if tail.endswith(self._text[s.start : s.end]))
+        place = next(ends, None) if tail else 0
+        if place is None:
+            place = min(self._specials_after(span), len(candidates)) - 1
+        end = candidates[place].end
+        behind = candidates[place + 1] if place + 1 < len(candidates) else None
+        if behind and behind.start == end and behind.token_id == self._codec.eos_id:
+            end = behind.end
+        self.added.append(Span(candidates[place].start, end, Provenance.END_OF_TURN, span.turn))
+        self.turn_ends[span.turn] = end
+        return candidates[place].start
+
+    def _specials_after(self, last: Span) -> int:
+        """How many special tokens follow a field when its turn ends the conversation (at least 1)."""
+        text, spans = self._rendered(self._messages[: last.turn + 1], False)
+        end = max((span.end for span in spans if span.field == last.field), default=len(text))
+        return max(sum(1 for _ in self._codec.specials(text, end)), 1)
 
     def _without(self, turn: int, header: str, has_reasoning: bool) -> tuple[list[str], str]:
         """What this turn looks like without its reasoning and calls.
@@ -380,9 +354,8 @@ class _Structure:
         return self._known[key]
 
     def _rendered(self, messages: Seq[Message], prompt: bool) -> tuple[str, list[Span]]:
-        marker = _Marker(_free_marks(self._text))
-        text, spans, _ = marker.read(self._render(*_template_input(messages, self._tools, marker), prompt))
-        return text, spans
+        marker = Marker(free_marks(self._text))
+        return marker.read(self._render(*_template_input(messages, self._tools, marker), prompt))
 
     def _add(self, start: int, end: int, role: Provenance, of: Span) -> None:
         if end > start:
@@ -408,7 +381,8 @@ def _boundaries(spans: Seq[Span], specials: Seq[Special], turn_ends: Mapping[int
         if span.turn != current:
             at = int(np.searchsorted(starts, end))
             ended = specials[at].end if at < len(specials) and specials[at].end <= span.start else span.start
-            found.append((span.start if current == NO_TURN else turn_ends.get(current, ended), span.turn))
+            own = turn_ends.get(current, NO_TURN)  # before `end` where a template moves text behind a turn's end
+            found.append((span.start if current == NO_TURN else own if own >= end else ended, span.turn))
             current = span.turn
         end = span.end
     return tuple(found)

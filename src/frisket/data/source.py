@@ -1,11 +1,16 @@
-"""Records out of files, folders, the hub or memory, each with its place; then conversations (``formats.py``)."""
+"""Records out of files, folders, the hub or memory, each with its place; then conversations (``formats.py``).
+
+A source is a stream: JSON lines, CSV and Parquet are read piece by piece and nothing is kept. A file that is one JSON
+array has to be loaded as a whole.
+"""
 
 import csv
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,13 +24,158 @@ from frisket.types import Conversation
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-# What changes neither records nor conversations, and so must not make a new token store.
-_OTHER_KNOBS = {"path", "weight", "max_tokens", "too_long", "bad", "hold_out"}
+_RECORD_NAME = re.compile(r"\d+:((?:.*:)?\d+)")  # of ``source:inner:line/suffix``
+_BLOCK = 1 << 20
+# What decides which conversations are made of the records; another value makes another token store.
+_DECIDING = {
+    "format",
+    "split",
+    "subset",
+    "prompt",
+    "completion",
+    "messages",
+    "text",
+    "system",
+    "without_prompt",
+    "limit",
+    "render",
+    "answers",
+    "expand",
+    "shots",
+}
+
+
+class Source:
+    """One source, read from its beginning each time it is iterated: conversations, and a problem for each bad record.
+
+    Attributes:
+        root: what the places of its samples begin with: its path, or ``records``.
+        index: its place in the recipe's ``data`` list.
+    """
+
+    def __init__(self, settings: SourceSettings, index: int, records: Iterable[Mapping] | None = None) -> None:
+        """Name a source; nothing is read yet.
+
+        Args:
+            settings: what the recipe says about it.
+            index: its place in the recipe's ``data`` list; names samples and errors.
+            records: the records themselves, where Python code has them; ``settings.path`` then only names them.
+        """
+        self.root = "records" if records is not None else settings.path
+        self.index = index
+        self._settings = settings
+        # What can be read only once is kept: it is read for the fingerprint, and then for what it says.
+        self._records = list(records) if isinstance(records, Iterator) else records
+        self._shots = _shots(settings, index)
+        self._reader = Reader(settings, index, self._shots.conversations if self._shots else [])
+
+    def __iter__(self) -> Iterator[Conversation | Problem]:
+        """Read all of it.
+
+        Raises:
+            DataError: the source is missing, empty, or of no known format.
+        """
+        found = False
+        for item in islice(self._items(), self._settings.limit):
+            found = True
+            made = item if isinstance(item, Problem) else self._reader.read(item)
+            if isinstance(made, Problem):
+                yield made
+            else:
+                yield from made
+        if not found:
+            raise DataError(f"{self.root} holds no records; data.{self.index}.path needs at least one")
+
+    def some(self, sample_ids: Collection[str]) -> dict[str, Conversation]:
+        """Read only the conversations of these names; the other records are passed over.
+
+        Raises:
+            DataError: the source is missing or of no known format.
+        """
+        wanted, found, is_known = set(sample_ids), {}, False
+        names = {match.group(1) for match in map(_RECORD_NAME.match, wanted) if match}
+        for item in islice(self._items(), self._settings.limit):
+            if isinstance(item, Problem) or (is_known and item.name not in names):
+                continue
+            is_known = True  # the first record decides the format
+            made = self._reader.read(item)
+            if not isinstance(made, Problem):
+                found |= {each.sample_id: each for each in made if each.sample_id in wanted}
+        return found
+
+    @property
+    def format(self) -> str:
+        """The format and its columns, as shown to the user; known once it has been read."""
+        return self._reader.format
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Columns that nothing uses; known once it has been read."""
+        return self._reader.unused
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the data and of the settings that decide what is made of them; reads all bytes, parses nothing.
+
+        Raises:
+            DataError: the source is missing.
+        """
+        digest = hashlib.sha256()
+        if self._records is not None or self._is_hub:
+            self._hash_records(digest)
+        for path, inner in self._files:
+            digest.update(f"{path.suffix}\0{inner}\0".encode())
+            _hash_file(path, self._settings.limit, digest)
+        kept = self._settings.model_dump(mode="json", include=_DECIDING)
+        parts = [digest.hexdigest(), self._shots.fingerprint if self._shots else "", json.dumps(kept, sort_keys=True)]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    def _hash_records(self, digest: Any) -> None:
+        for value in islice(self._memory, self._settings.limit):
+            digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "replace"))
+
+    @property
+    def _path(self) -> Path:
+        if self._settings.path == "bundled":
+            return Path(bundled.train_path())
+        return Path(self._settings.path).expanduser()
+
+    @property
+    def _is_hub(self) -> bool:
+        if self._records is not None or self._path.exists():
+            return False
+        if self._path.suffix in SUFFIXES or not _HUB_ID.fullmatch(self._settings.path):
+            raise DataError(f"'{self._settings.path}' does not exist; data.N.path must be a file, a folder or a hub id")
+        return True
+
+    @cached_property
+    def _memory(self) -> Iterable[Mapping]:
+        return _hub(self._settings) if self._records is None else self._records
+
+    @property
+    def _files(self) -> list[tuple[Path, str]]:
+        """The files, each with its path within the folder ("" for a file alone)."""
+        if self._records is not None or self._is_hub:
+            return []
+        if not self._path.is_dir():
+            return [(self._path, "")]
+        files = sorted(path for path in self._path.rglob("*") if path.suffix in SUFFIXES and path.is_file())
+        if not files:
+            raise DataError(f"the folder '{self.root}' holds no data; it needs files ending in {', '.join(SUFFIXES)}")
+        return [(path, path.relative_to(self._path).as_posix()) for path in files]
+
+    def _items(self) -> Iterator[Record | Problem]:
+        if self._records is not None or self._is_hub:
+            for number, value in enumerate(self._memory, 1):
+                yield _record(value, self.root, number, "")
+        for path, inner in self._files:
+            name = f"{self.root.rstrip('/')}/{inner}" if inner else self.root
+            yield from _from_file(path, name, f"{inner}:" if inner else "")
 
 
 @dataclass(frozen=True)
 class SourceReading:
-    """One source, read.
+    """One source, read as a whole.
 
     Attributes:
         conversations: in the order of the file.
@@ -43,33 +193,26 @@ class SourceReading:
 
 
 def read_conversations(settings: SourceSettings, index: int, records: Iterable[Mapping] | None = None) -> SourceReading:
-    """Read one source.
-
-    Args:
-        settings: what the recipe says about it.
-        index: its place in the recipe's ``data`` list; names samples and errors.
-        records: the records themselves, where Python code has them; ``settings.path`` then only names them.
+    """Read one small source as a whole; the arguments are those of ``Source``.
 
     Raises:
         DataError: the source is missing, empty, or of no known format.
     """
-    digest = hashlib.sha256()
-    shots = _shots(settings, index)
-    problems: list[Problem] = []
-    reader = Reader(settings, index, shots.conversations if shots else [])
-    found = 0
-    for item in islice(_items(settings, records, digest), settings.limit):
-        found += 1
-        if isinstance(item, Problem):
-            problems.append(item)
-        else:
-            problems += reader.read(item)
-    if not found:
-        raise DataError(f"{_name(settings, records)} holds no records; data.{index}.path needs at least one")
-    kept = settings.model_dump(mode="json", exclude=_OTHER_KNOBS)
-    parts = [digest.hexdigest(), shots.fingerprint if shots else "", json.dumps(kept, sort_keys=True)]
-    fingerprint = hashlib.sha256("\0".join(parts).encode()).hexdigest()
-    return SourceReading(reader.conversations, problems, reader.format, reader.notes(), fingerprint)
+    source = Source(settings, index, records)
+    read = list(source)
+    return SourceReading(
+        [item for item in read if isinstance(item, Conversation)],
+        [item for item in read if isinstance(item, Problem)],
+        source.format,
+        notes_of(index, source.unused),
+        source.fingerprint,
+    )
+
+
+def notes_of(index: int, unused: Iterable[str]) -> list[str]:
+    """What the user is told about columns that nothing uses."""
+    names = ", ".join(unused)
+    return [f"data.{index}: columns not used for training: {names}"] if names else []
 
 
 def _shots(settings: SourceSettings, index: int) -> SourceReading | None:
@@ -88,45 +231,29 @@ def _shots(settings: SourceSettings, index: int) -> SourceReading | None:
     return reading
 
 
-def _name(settings: SourceSettings, records: Iterable[Mapping] | None) -> str:
-    return "records" if records is not None else settings.path
+def _hash_file(path: Path, limit: int | None, digest: Any) -> None:
+    """All bytes; of JSON lines only as many as are used."""
+    is_lines = path.suffix in (".jsonl", ".json") and not _is_list(path)
+    with path.open("rb") as file:
+        if is_lines and limit is not None:
+            for raw in islice((raw for raw in file if raw.strip()), limit):
+                digest.update(raw)
+        else:
+            while block := file.read(_BLOCK):
+                digest.update(block)
 
 
-def _items(settings: SourceSettings, records: Iterable[Mapping] | None, digest: Any) -> Iterator[Record | Problem]:
-    if records is not None:
-        return _from_memory(records, "records", digest)
-    if settings.path == "bundled":
-        return _from_file(Path(bundled.train_path()), "bundled", "", digest)
-    path = Path(settings.path).expanduser()
-    if path.is_dir():
-        return _from_folder(path, settings.path, digest)
-    if path.is_file():
-        return _from_file(path, settings.path, "", digest)
-    if path.suffix in SUFFIXES or not _HUB_ID.fullmatch(settings.path):
-        raise DataError(f"'{settings.path}' does not exist; data.N.path must be a file, a folder or a hub id")
-    return _from_memory(_hub(settings), settings.path, digest)
-
-
-def _from_folder(folder: Path, name: str, digest: Any) -> Iterator[Record | Problem]:
-    files = sorted(path for path in folder.rglob("*") if path.suffix in SUFFIXES and path.is_file())
-    if not files:
-        raise DataError(f"the folder '{name}' holds no data; it needs files ending in {', '.join(SUFFIXES)}")
-    for path in files:
-        inner = path.relative_to(folder).as_posix()
-        yield from _from_file(path, f"{name.rstrip('/')}/{inner}", f"{inner}:", digest)
-
-
-def _from_file(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | Problem]:
+def _from_file(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
     if path.suffix == ".parquet":
-        yield from _parquet(path, name, prefix, digest)
+        yield from _parquet(path, name, prefix)
     elif path.suffix in (".csv", ".tsv"):
-        yield from _csv(path, name, prefix, digest)
+        yield from _csv(path, name, prefix)
     elif path.suffix not in SUFFIXES:
         raise DataError(f"'{name}' is of no known kind; a data file ends in {', '.join(SUFFIXES)}")
     elif _is_list(path):
-        yield from _json_list(path, name, prefix, digest)
+        yield from _json_list(path, name, prefix)
     else:
-        yield from _json_lines(path, name, prefix, digest)
+        yield from _json_lines(path, name, prefix)
 
 
 def _is_list(path: Path) -> bool:
@@ -138,10 +265,9 @@ def _is_list(path: Path) -> bool:
     return False
 
 
-def _json_lines(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | Problem]:
+def _json_lines(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
     with path.open("rb") as file:
         for line, raw in enumerate(file, 1):
-            digest.update(raw)
             if not raw.strip():
                 continue
             try:
@@ -152,11 +278,9 @@ def _json_lines(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Rec
             yield _record(value, name, line, prefix)
 
 
-def _json_list(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | Problem]:
-    raw = path.read_bytes()
-    digest.update(raw)
+def _json_list(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
     try:
-        values = json.loads(raw.decode("utf-8-sig"))
+        values = json.loads(path.read_bytes().decode("utf-8-sig"))
     except ValueError as error:
         line = error.lineno if isinstance(error, json.JSONDecodeError) else 1
         yield Problem(f"{name}:{line}", _bad_json(error))
@@ -165,8 +289,7 @@ def _json_list(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Reco
         yield _record(value, name, number, prefix)
 
 
-def _csv(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | Problem]:
-    digest.update(path.read_bytes())
+def _csv(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -183,13 +306,10 @@ def _csv(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | P
             yield Problem(f"{name}:{number + 1}", f"not valid CSV: {error}")
 
 
-def _parquet(path: Path, name: str, prefix: str, digest: Any) -> Iterator[Record | Problem]:
+def _parquet(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
     import pyarrow
     import pyarrow.parquet
 
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
     number = 0
     try:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(batch_size=1024):
@@ -212,12 +332,6 @@ def _hub(settings: SourceSettings) -> Iterable[Mapping]:
             f"'{settings.path}' is no file here, and as a hub data set it could not be loaded: {first}\n"
             "A hub id needs a network or a filled cache; otherwise data.N.path must be a file or a folder"
         ) from error
-
-
-def _from_memory(records: Iterable[Mapping], name: str, digest: Any) -> Iterator[Record | Problem]:
-    for number, value in enumerate(records, 1):
-        digest.update(json.dumps(value, sort_keys=True, ensure_ascii=False, default=str).encode("utf-8", "replace"))
-        yield _record(value, name, number, "")
 
 
 def _record(value: Any, name: str, number: int, prefix: str) -> Record | Problem:

@@ -11,9 +11,9 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from jaxtyping import Int64
 from tokenizers import AddedToken, Tokenizer
 
+from frisket.data.alignment import METASPACE, Encoding, TokenBytes, token_bytes
 from frisket.data.problem import BadSample
 
 # Stands for a special token while the text around it is encoded with special tokens switched off. An added token
@@ -28,15 +28,6 @@ class Special:
     start: int
     end: int
     token_id: int
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """Token ids and the characters each stands for (several tokens of one character share its place)."""
-
-    ids: Int64[np.ndarray, "token"]
-    starts: Int64[np.ndarray, "token"]
-    ends: Int64[np.ndarray, "token"]
 
 
 class Codec:
@@ -56,6 +47,7 @@ class Codec:
         self.names: dict[str, str] = {k: v for k, v in tokenizer.special_tokens_map.items() if isinstance(v, str)}
         self.bos_id: int | None = tokenizer.bos_token_id
         self.eos_id: int | None = tokenizer.eos_token_id
+        self.unk_id: int = -1 if tokenizer.unk_token_id is None else tokenizer.unk_token_id
         first = tokenizer("a").input_ids[:1]
         self.adds_bos = self.bos_id is not None and first == [self.bos_id]
 
@@ -72,6 +64,29 @@ class Codec:
         backend.encode_special_tokens = True
         return backend
 
+    @cached_property
+    def _bytes(self) -> TokenBytes | None:
+        return token_bytes(self._plain, json.loads(self._serialised)["decoder"])
+
+    def decode(self, ids: Seq[list[int]]) -> list[str]:
+        """Text of each run of tokens."""
+        return self._plain.decode_batch(list(ids), skip_special_tokens=False)
+
+    def normalised(self, text: str) -> str:
+        """Text as the tokenizer sees it, and as its decoder gives it back."""
+        normaliser = self._plain.normalizer
+        seen = normaliser.normalize_str(text) if normaliser else text
+        return seen.replace(METASPACE, " ") if self._marks_space else seen
+
+    def is_same(self, decoded: str, text: str) -> bool:
+        """Whether decoded tokens are ``text``; a decoder of marked spaces may lose those at the beginning."""
+        expected = self.normalised(text)
+        return decoded == expected or (self._marks_space and decoded.lstrip(" ") == expected.lstrip(" "))
+
+    @cached_property
+    def _marks_space(self) -> bool:
+        return self._bytes is not None and self._bytes.marks_space
+
     def knows(self, token: str) -> bool:
         """Whether ``token`` is one special token."""
         return token in self._specials
@@ -83,9 +98,31 @@ class Codec:
             token_id = self._specials[word] if word in self._specials else self._specials[word.strip()]
             yield Special(match.start(), match.end(), token_id)
 
-    def encode_plain(self, texts: Seq[str]) -> list[Encoding]:
-        """Encode as ``tokenizer(text, add_special_tokens=False)`` does."""
-        return [_encoding(e) for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+    def ids_of(self, texts: Seq[bytes]) -> list[list[int]]:
+        """Encode as ``tokenizer(text, add_special_tokens=False)`` does; other threads may run meanwhile."""
+        batch = self._plain.encode_batch_fast([text.decode() for text in texts], add_special_tokens=False)
+        return [found.ids for found in batch]
+
+    def placed(self, texts: Seq[bytes], ids: Seq[list[int]]) -> list[tuple[Encoding, bool]]:
+        """Where the tokens of ``ids_of`` lie in their texts, and whether the tokens' own bytes prove it.
+
+        A text that they do not prove is encoded again, for the offsets that the tokenizer gives.
+        """
+        aligned = self._bytes.align(texts, ids) if self._bytes else [None] * len(texts)
+        others = [i for i, found in enumerate(aligned) if found is None]
+        batch = self._plain.encode_batch([texts[i].decode() for i in others], add_special_tokens=False)
+        again = dict(zip(others, map(_encoding, batch), strict=True))
+        return [(again[i], False) if found is None else (found, True) for i, found in enumerate(aligned)]
+
+    def encode_plain(self, text: str) -> Encoding:
+        """Encode one text as ``tokenizer(text, add_special_tokens=False)`` does.
+
+        Raises:
+            BadSample: it cannot be encoded.
+        """
+        data = [utf8(text)]
+        ((encoding, _),) = self.placed(data, self.ids_of(data))
+        return encoding
 
     def encode_cut(self, text: str, specials: Seq[Special]) -> Encoding:
         """Encode with only ``specials`` as special tokens: everything else is text, whatever it spells.
@@ -105,14 +142,28 @@ class Codec:
         between = np.arange(at, len(text))
         pieces.append(text[at:])
         start_of, end_of = np.concatenate([*starts, between]), np.concatenate([*ends, between + 1])
-        found = _encoding(self._cutting.encode("".join(pieces), add_special_tokens=False))
+        found = _encoding(self._cutting.encode(utf8("".join(pieces)).decode(), add_special_tokens=False))
         ids = found.ids.copy()
         is_cut = ids == self._cutting.token_to_id(STAND_IN)
         if np.isin(ids[~is_cut], list(self.special_ids)).any():
             raise BadSample("the text spells a special token, and this tokenizer cannot encode that as plain text")
         ids[is_cut] = [special.token_id for special in specials]
         last = np.maximum(found.ends - 1, found.starts)
-        return Encoding(ids, start_of[found.starts].astype(np.int64), end_of[last].astype(np.int64))
+        return Encoding(ids, start_of[found.starts].astype(np.int32), end_of[last].astype(np.int32))
+
+
+def utf8(text: str) -> bytes:
+    """Text as UTF-8.
+
+    Raises:
+        BadSample: it holds half of a surrogate pair, which is no character.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise BadSample(
+            f"the text holds U+{ord(text[error.start]):X}, half of a surrogate pair: no character"
+        ) from error
 
 
 _codecs: WeakKeyDictionary[Any, tuple[int, Codec]] = WeakKeyDictionary()
@@ -147,5 +198,5 @@ def _pattern(tokens: Seq[AddedToken]) -> re.Pattern[str]:
 
 
 def _encoding(found: Any) -> Encoding:
-    offsets = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
-    return Encoding(np.array(found.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1])
+    offsets = np.array(found.offsets, np.int32).reshape(-1, 2)
+    return Encoding(np.array(found.ids, np.int32), offsets[:, 0], offsets[:, 1])

@@ -17,6 +17,8 @@ from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt32
 
 PADDING_SEGMENT = -1
 ROOT = -1
+OWN_WEIGHT = 1 << 31
+"""The bit of ``Sequence.marks`` that says: the data gives this very token a weight, not its whole message."""
 
 
 class Provenance(IntEnum):
@@ -103,7 +105,7 @@ class Sequence:
         input_ids: token ids.
         roles: ``Provenance`` of each token.
         turns: index of the message each token belongs to; -1 before the first.
-        marks: bits of named spans.
+        marks: bits of named spans; the highest is ``OWN_WEIGHT``.
         data_weights: what the data itself says each token teaches with; NaN where it says nothing.
     """
 

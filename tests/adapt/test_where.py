@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.models import tiny, tiny_gpt2
 
 from frisket.adapt.full import Full
-from frisket.adapt.peft import Lora
+from frisket.adapt.peft import Ia3, Lora
 from frisket.adapt.where import WORDS, Match, head_name, resolve, short_names
 from frisket.errors import ConfigError, UnsupportedError
 
@@ -114,11 +114,28 @@ def test_entries_that_say_nothing_are_refused(llama, entry, message):
         resolve(llama, ["attention", entry])
 
 
-@pytest.mark.parametrize(("method", "where"), [(Full, "head"), (Lora, "head"), (Lora, "*"), (Lora, "lm_head")])
-def test_a_tied_head_is_refused(method, where):
+@pytest.mark.parametrize(("method", "where"), [(Full, "head"), (Ia3, "head"), (Ia3, "*")])
+def test_a_tied_head_whose_weight_would_move_is_refused(method, where):
     model = tiny("llama", dtype=torch.float32, tie_word_embeddings=True)
     with pytest.raises(UnsupportedError, match="whose weight is tied to the input embedding"):
         method(where=where).attach(model, torch.Generator())
+
+
+def test_lora_may_sit_on_a_tied_head_and_merging_unties_it():
+    model = tiny("llama", dtype=torch.float32, tie_word_embeddings=True)
+    embedding = model.get_input_embeddings().weight
+    before = embedding.clone()
+    attached = Lora(where="head", rank=2).attach(model, torch.Generator().manual_seed(0))
+    assert attached.match.by_pattern == {"head": before.numel()}
+    with torch.no_grad():
+        for parameter in attached.parameters().values():
+            parameter.normal_()
+    attached.merge()
+    head = model.get_output_embeddings().weight
+    assert torch.equal(embedding, before)
+    assert head is not embedding
+    assert (head - before).abs().max() > 0.1
+    assert not model.config.tie_word_embeddings
 
 
 def test_a_tied_tensor_counts_once():

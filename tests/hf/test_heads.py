@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.models import tiny, tiny_gpt2
 
-from frisket.adapt.peft import Lora
+from frisket.adapt.peft import Ia3, Lora
 from frisket.errors import UnsupportedError
 from frisket.hf.attention import own_attention
 from frisket.hf.heads import head_of
@@ -44,10 +44,26 @@ def test_a_bias_is_carried():
     assert head_of(model).bias is new.bias
 
 
-def test_an_adapter_on_the_head_is_refused():
+@pytest.mark.parametrize(("family", "knobs"), [("llama", {}), ("gemma2", {"rslora": True}), ("cohere", {"alpha": 3})])
+def test_lora_on_the_head_gives_pefts_own_logits(family, knobs):
+    model = tiny(family, dtype=torch.float32).eval()
+    attached = Lora(rank=2, where="*", **knobs).attach(model, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for parameter in attached.parameters().values():
+            parameter.normal_(0, 0.3)
+    ids = torch.arange(3, 12)[None]
+    with own_attention(model), torch.no_grad():
+        out = model(ids, output_hidden_states=True)
+        head = head_of(model)
+        with attached.switched_off():
+            assert head_of(model).low_rank is None
+    assert head.low_rank is not None
+    assert (head.logits(out.hidden_states[-1][0]) - out.logits[0]).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("method", [Lora(rank=2, where="head", dora=True), Ia3(where=["*.k_proj", "lm_head"])])
+def test_other_adapters_on_the_head_are_refused(method):
     model = tiny(dtype=torch.float32)
-    Lora(rank=2, where="head").attach(model, torch.Generator().manual_seed(0))
-    with pytest.raises(
-        UnsupportedError, match=r"the output head is a Linear, not|not a plain linear layer.\n.*all-linear"
-    ):
+    method.attach(model, torch.Generator().manual_seed(0))
+    with pytest.raises(UnsupportedError, match=r"neither a plain linear layer nor one with plain LoRA.\n.*all-linear"):
         head_of(model)

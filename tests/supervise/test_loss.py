@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frisket.supervise.loss import Head, summed_loss, token_losses
+from frisket.supervise.loss import Head, LossRule, LowRank, summed_loss, token_losses
 from frisket.types import Predictions
 
 PLACES, HIDDEN, VOCAB = 9, 5, 7
@@ -39,13 +39,23 @@ def head_from(weight, bias, kind):
     return Head(weight, bias if options.pop("bias", False) else None, **options)
 
 
-def naive(hidden, predictions, head):
-    """All logits at once, then torch's cross-entropy."""
+RULES = {
+    "cross-entropy": LossRule(),
+    "smoothed": LossRule(smoothing=0.2),
+    "dft": LossRule("dft"),
+}
+
+
+def naive(hidden, predictions, head, rule=RULES["cross-entropy"]):
+    """All logits at once, then torch's cross-entropy; for DFT times the probability, held fixed."""
     logits = F.linear(hidden, head.weight, head.bias).to(torch.promote_types(hidden.dtype, torch.float32)) * head.scale
     if head.softcap:
         logits = head.softcap * torch.tanh(logits / head.softcap)
     chosen = logits[torch.from_numpy(predictions.position)]
-    losses = F.cross_entropy(chosen, torch.from_numpy(predictions.target_ids), reduction="none")
+    target_ids = torch.from_numpy(predictions.target_ids)
+    losses = F.cross_entropy(chosen, target_ids, reduction="none", label_smoothing=rule.smoothing)
+    if rule.kind == "dft":
+        losses = losses * (-losses).exp().detach()
     return (losses * torch.from_numpy(predictions.weights).to(losses.dtype)).sum()
 
 
@@ -56,21 +66,81 @@ def grads(function, *inputs):
     return loss.detach(), [x.grad for x in leaves]
 
 
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("chunk", [1, 4, 100])
-def test_equal_to_cross_entropy_with_all_gradients(kind, chunk):
-    inputs, found = tensors(), guesses()
-    ours = grads(lambda h, w, b: summed_loss(h, found, head_from(w, b, kind), chunk) + 0 * b.sum(), *inputs)
-    truth = grads(lambda h, w, b: naive(h, found, head_from(w, b, kind)) + 0 * b.sum(), *inputs)
+def test_equal_to_torchs_loss_with_all_gradients(kind, chunk, rule):
+    inputs, found, rule = tensors(), guesses(), RULES[rule]
+    ours = grads(lambda h, w, b: summed_loss(h, found, head_from(w, b, kind), chunk, rule) + 0 * b.sum(), *inputs)
+    truth = grads(lambda h, w, b: naive(h, found, head_from(w, b, kind), rule) + 0 * b.sum(), *inputs)
     assert abs(ours[0] - truth[0]) <= 1e-12
     for mine, theirs in zip(ours[1], truth[1], strict=True):
         assert (mine - theirs).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("kind", HEADS)
-def test_gradients_are_those_of_finite_differences(kind):
+@pytest.mark.parametrize("rule", ["cross-entropy", "smoothed"])
+def test_gradients_are_those_of_finite_differences(kind, rule):
     leaves = [x.requires_grad_() for x in tensors()]
-    assert torch.autograd.gradcheck(lambda h, w, b: summed_loss(h, guesses(), head_from(w, b, kind), 2), leaves)
+    assert torch.autograd.gradcheck(
+        lambda h, w, b: summed_loss(h, guesses(), head_from(w, b, kind), 2, RULES[rule]), leaves
+    )
+
+
+def test_dft_has_the_gradient_of_cross_entropy_times_the_probability_of_the_target():
+    """Finite differences would see the factor move, so the formula is tried itself: d = p_t (p - onehot)."""
+    hidden, weight, _ = tensors()
+    one = Predictions(np.array([3]), np.array([2]), np.array([-1.5]))
+    dft, (ours,) = grads(lambda h: summed_loss(h, one, Head(weight), 4, RULES["dft"]), hidden)
+    plain, (plainly,) = grads(lambda h: summed_loss(h, one, Head(weight)), hidden)
+    p = torch.softmax(hidden[3] @ weight.T, 0)[2]
+    assert torch.allclose(ours, p * plainly, atol=1e-14)
+    assert torch.allclose(dft, p * plain, atol=1e-14)
+
+
+def test_label_smoothing_of_zero_is_cross_entropy_and_a_uniform_model_pays_log_vocab_at_any_smoothing():
+    hidden, weight, _ = tensors()
+    plain = summed_loss(hidden, guesses(), Head(weight))
+    assert torch.equal(summed_loss(hidden, guesses(), Head(weight), rule=LossRule(smoothing=0.0)), plain)
+    one = Predictions(np.array([0]), np.array([1]), np.array([1.0]))
+    uniform = summed_loss(hidden, one, Head(torch.zeros_like(weight)), rule=LossRule(smoothing=0.3))
+    assert abs(uniform - np.log(VOCAB)) <= 1e-12
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_a_low_rank_change_of_the_head_is_the_head_with_the_change_folded_in(rule, chunk):
+    hidden, weight, bias = tensors()
+    down, up = torch.randn(2, HIDDEN, dtype=torch.float64), torch.randn(VOCAB, 2, dtype=torch.float64)
+
+    def ours(h, w, a, b):
+        head = Head(w, bias, 0.7, 2.0, LowRank(a, b, 1.5))
+        return summed_loss(h, guesses(), head, chunk, RULES[rule])
+
+    def folded(h, w, a, b):
+        return summed_loss(h, guesses(), Head(w + 1.5 * b @ a, bias, 0.7, 2.0), chunk, RULES[rule])
+
+    mine, truth = grads(ours, hidden, weight, down, up), grads(folded, hidden, weight, down, up)
+    assert abs(mine[0] - truth[0]) <= 1e-12
+    for own, other in zip(mine[1], truth[1], strict=True):
+        assert (own - other).abs().max() <= 1e-12
+    assert torch.allclose(
+        Head(weight, low_rank=LowRank(down, up, 1.5)).logits(hidden), hidden @ (weight + 1.5 * up @ down).T
+    )
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_weight_of_zero_is_the_same_as_no_prediction_gradients_included(rule):
+    hidden, weight, _ = tensors()
+    found = guesses()
+    kept = np.arange(len(found)) % 2 == 0
+    muted = Predictions(found.position, found.target_ids, np.where(kept, found.weights, 0.0))
+    fewer = Predictions(found.position[kept], found.target_ids[kept], found.weights[kept])
+    with_zeros = grads(lambda h, w: summed_loss(h, muted, Head(w), 3, RULES[rule]), hidden, weight)
+    without = grads(lambda h, w: summed_loss(h, fewer, Head(w), 3, RULES[rule]), hidden, weight)
+    assert abs(with_zeros[0] - without[0]) <= 1e-14
+    for a, b in zip(with_zeros[1], without[1], strict=True):
+        assert (a - b).abs().max() <= 1e-14
 
 
 @pytest.mark.parametrize("trained", ["hidden", "weight"])

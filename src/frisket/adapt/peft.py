@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, MethodSettings, freeze, seeded
-from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
+from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, resolve, short_names
 from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
@@ -102,10 +102,14 @@ class Lora(_PeftMethod):
     dora: bool = knob(False, "decompose into magnitude and direction", was=("use_dora", "peft_use_dora"))
     rslora: bool = knob(False, "scale by alpha / sqrt(rank)", was=("use_rslora", "peft_use_rslora"))
 
+    def resolve(self, model: nn.Module) -> Match:
+        """Find what `where` names; a tied head may be among it, because LoRA leaves its weight alone."""
+        return resolve(model, self.where, moves_weights=False)
+
     def _config(self, model: nn.Module, match: Match) -> Any:
         from peft import LoraConfig
 
-        targets = _linear_targets(model, match)
+        targets = _linear_targets(model, match, moves_weights=False)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]
@@ -270,11 +274,12 @@ class AttachedPeft(Attached):
         (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty card; the run folder has a real one
 
     def merge(self) -> None:
-        """Fold the adapter into the base weights.
+        """Fold the adapter into the base weights; a tied head with an adapter on it gets a weight of its own first.
 
         Raises:
             UnsupportedError: PEFT cannot merge this type, or the result is not finite.
         """
+        _untie_adapted_head(self._model)
         try:
             self._wrapper.merge_and_unload(safe_merge=True)
         except (NotImplementedError, ValueError) as error:
@@ -320,17 +325,19 @@ def _without_its_warnings() -> Iterator[None]:
     """Warnings of PEFT 0.21 that nobody who runs frisket can mend.
 
     It reads a property that transformers 5.23 calls deprecated; it does not know the size of norms, which it only
-    copies; BOFT looks for a compiler of CUDA code and says that it goes on without.
+    copies; BOFT looks for a compiler of CUDA code and says that it goes on without; an adapter on a tied head is untied
+    by ``merge`` before it is folded in.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Unsupported layer type .*Norm", category=UserWarning)
         warnings.filterwarnings("ignore", message="Failed to load the CUDA extension", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter", category=UserWarning)
         warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1", category=UserWarning)
         yield
 
 
-def _linear_targets(model: nn.Module, match: Match) -> list[str]:
+def _linear_targets(model: nn.Module, match: Match, *, moves_weights: bool = True) -> list[str]:
     """Target list for PEFT: the linear layers at or below the matched modules."""
     linears = match.linears(model)
     if not linears:
@@ -340,13 +347,48 @@ def _linear_targets(model: nn.Module, match: Match) -> list[str]:
             "method moves linear layers.\n"
             "Use adapt.where=all-linear, or adapt.method=full."
         )
-    refuse_tied_head(model, linears)
+    if moves_weights:
+        refuse_tied_head(model, linears)
     return short_names(model, linears)
 
 
 def _is_transposed(model: nn.Module, match: Match) -> bool:
     """Whether the matched layers keep their weight as [in, out] (GPT-2's Conv1D)."""
     return all(not isinstance(model.get_submodule(name), nn.Linear) for name in match.linears(model))
+
+
+def lora_of(module: nn.Module) -> tuple[nn.Module, tuple[Tensor, Tensor, float] | None] | None:
+    """A layer with plain LoRA on it: the base's own layer, and both factors with their scale.
+
+    Returns:
+        None where the module is no such layer; no factors where the adapter is switched off or merged.
+    """
+    if type(module) is nn.Linear:  # the usual head, without loading peft
+        return None
+    from peft.tuners.lora import Linear
+
+    if type(module) is not Linear or module.use_dora.get("default") or module.lora_variant:
+        return None
+    if module.disable_adapters or module.merged:
+        return module.get_base_layer(), None
+    (name,) = module.active_adapters
+    down, up = module.lora_A[name].weight, module.lora_B[name].weight
+    return module.get_base_layer(), (down, up, module.scaling[name])  # pyright: ignore[reportReturnType]
+
+
+def has_adapted_tied_head(model: nn.Module) -> bool:
+    """Whether LoRA sits on a head whose weight is the input embedding's."""
+    found = lora_of(model.get_output_embeddings())  # pyright: ignore[reportCallIssue]
+    return found is not None and found[0].weight is model.get_input_embeddings().weight  # pyright: ignore
+
+
+def _untie_adapted_head(model: nn.Module) -> None:
+    """Merging into a tied head would change the embedding as well."""
+    if has_adapted_tied_head(model):
+        base = model.get_output_embeddings().get_base_layer()  # pyright: ignore
+        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # pyright: ignore
+        model.config.get_text_config().tie_word_embeddings = False  # pyright: ignore
+        model.config.tie_word_embeddings = False  # pyright: ignore
 
 
 def load_adapter(model: nn.Module, folder: Path) -> AttachedPeft:

@@ -62,8 +62,11 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
-def resolve(model: nn.Module, where: Where) -> Match:
+def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Match:
     """Find the modules that `where` names.
+
+    Args:
+        moves_weights: whether the modules' own weights move, so that a tied head would move the embedding.
 
     Raises:
         ConfigError: a pattern or a layer range matches nothing.
@@ -76,8 +79,11 @@ def resolve(model: nn.Module, where: Where) -> Match:
     for pattern in patterns:
         found = [name for name in _find(model, names, pattern) if layers is None or _layer_of(name) in layers]
         by_pattern[pattern] = len(Match(tuple(found), {}).parameters(model))
-        if not by_pattern[pattern]:
+        if not by_pattern[pattern] and moves_weights:
             refuse_tied_head(model, found)
+        if not by_pattern[pattern] and is_tied_head(model, found):
+            by_pattern[pattern] = model.get_output_embeddings().weight.numel()  # pyright: ignore
+        if not by_pattern[pattern]:
             raise ConfigError(_no_match(model, pattern, layers))
         chosen.update(dict.fromkeys(found))
     return Match(tuple(name for name in names if name in chosen), by_pattern)
@@ -96,14 +102,20 @@ def head_name(model: nn.Module) -> str | None:
     return next((name for name, module in model.named_modules() if module is head), None)
 
 
+def is_tied_head(model: nn.Module, names: Sequence[str]) -> bool:
+    """Whether an output head whose weight is the input embedding's is among the named modules."""
+    if head_name(model) not in names:
+        return False
+    return model.get_output_embeddings().weight is model.get_input_embeddings().weight  # pyright: ignore
+
+
 def refuse_tied_head(model: nn.Module, names: Sequence[str]) -> None:
     """Refuse an output head whose weight is the input embedding's.
 
     Raises:
         UnsupportedError: such a head is among the named modules.
     """
-    head = head_name(model)
-    if head in names and model.get_output_embeddings().weight is model.get_input_embeddings().weight:  # pyright: ignore
+    if is_tied_head(model, names):
         raise UnsupportedError(
             "adapt.where reaches the output head, whose weight is tied to the input embedding: moving one moves both.\n"
             "Use adapt.where=all-linear, or adapt.method=full adapt.where=embeddings to move both."

@@ -5,9 +5,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from frisket.adapt.peft import lora_of
 from frisket.errors import UnsupportedError
 from frisket.hf.forward import hidden_states
-from frisket.supervise.loss import Head
+from frisket.supervise.loss import Head, LowRank
 from frisket.types import Rows
 
 
@@ -15,18 +16,23 @@ def head_of(model: PreTrainedModel) -> Head:
     """The head as a value. That nothing is missing here is checked at the start of a run (conformance).
 
     Raises:
-        UnsupportedError: the head is no plain linear layer (for example an adapter sits on it).
+        UnsupportedError: the head is neither a plain linear layer nor one with plain LoRA on it.
     """
     module = model.get_output_embeddings()
+    found = lora_of(module)  # pyright: ignore[reportArgumentType]
+    low_rank = None
+    if found is not None:
+        module, factors = found
+        low_rank = None if factors is None else LowRank(*factors)
     if type(module) is not nn.Linear:
         raise UnsupportedError(
-            f"the output head is a {type(module).__name__}, not a plain linear layer.\n"
-            "Keep adapters off it: adapt.where=all-linear."
+            f"the output head is a {type(module).__name__}, neither a plain linear layer nor one with plain LoRA.\n"
+            "Keep other adapters off it: adapt.where=all-linear."
         )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite divides
-    return Head(module.weight, module.bias, float(scale), getattr(config, "final_logit_softcapping", None))
+    return Head(module.weight, module.bias, float(scale), getattr(config, "final_logit_softcapping", None), low_rank)
 
 
 @torch.no_grad()

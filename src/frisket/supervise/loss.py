@@ -1,4 +1,4 @@
-"""Summed cross-entropy over predictions. Logits exist only where a weight is not zero, a chunk at a time.
+"""Summed losses over predictions. Logits exist only where a weight is not zero, a chunk at a time.
 
 The gradient is made in the forward, while a chunk's logits are there: 4 V H FLOPs a prediction with a frozen head
 (logits and the gradient of the hidden state), 6 V H with a trained one. Sums are kept in the wider of float32 and the
@@ -6,6 +6,7 @@ input's type.
 """
 
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,6 +14,41 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from frisket.types import Predictions
+
+
+class LossRule(NamedTuple):
+    """What one prediction of target t costs, where p is the model's distribution over V tokens.
+
+    Attributes:
+        kind: ``cross-entropy``: -log p_t; ``dft``: -p_t log p_t with the factor p_t held fixed (dynamic fine-tuning,
+            Wu et al. 2025, arXiv 2508.05629, eq. 9).
+        smoothing: s in (1 - s) (-log p_t) + s / V sum_v (-log p_v), cross-entropy only (Szegedy et al. 2016,
+            arXiv 1512.00567, section 7; the target keeps its share of the spread part, as in torch).
+    """
+
+    kind: Literal["cross-entropy", "dft"] = "cross-entropy"
+    smoothing: float = 0.0
+
+
+CROSS_ENTROPY = LossRule()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A low-rank change of the head: logits gain ``scale * (hidden @ down.T) @ up.T``.
+
+    Attributes:
+        down: [rank, hidden].
+        up: [vocab, rank].
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    def narrowed(self, hidden: Float[Tensor, "prediction hidden"]) -> Float[Tensor, "prediction rank"]:
+        """The hidden states in the low-rank space, scaled."""
+        return hidden.to(self.down.dtype) @ self.down.T * self.scale
 
 
 @dataclass(frozen=True)
@@ -24,16 +60,19 @@ class Head:
         bias: [vocab] or None.
         scale: factor of the logits (Cohere, Granite).
         softcap: logits are bounded by ``softcap * tanh(logits / softcap)`` (Gemma 2).
+        low_rank: an adapter on the head, or None.
     """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    low_rank: LowRank | None = None
 
     def logits(self, hidden: Float[Tensor, "prediction hidden"]) -> Float[Tensor, "prediction vocab"]:
         """Logits in the wider of float32 and the input's type."""
-        return self.bounded(_raw_logits(hidden, self.weight, self.bias, self.scale))
+        narrow, up = (None, None) if self.low_rank is None else (self.low_rank.narrowed(hidden), self.low_rank.up)
+        return self.bounded(_raw_logits(hidden, self.weight, self.bias, narrow, up, self.scale))
 
     def bounded(self, raw: Tensor) -> Tensor:
         """Soft-capped logits."""
@@ -41,18 +80,27 @@ class Head:
 
 
 def summed_loss(
-    hidden: Float[Tensor, "place hidden"], predictions: Predictions, head: Head, chunk_tokens: int = 1024
+    hidden: Float[Tensor, "place hidden"],
+    predictions: Predictions,
+    head: Head,
+    chunk_tokens: int = 1024,
+    rule: LossRule = CROSS_ENTROPY,
 ) -> Float[Tensor, ""]:
-    """Sum of ``weight * -log p(target)`` over predictions; not divided by anything.
+    """Sum of ``weight * loss(target)`` over predictions; not divided by anything.
 
     Args:
         hidden: last hidden states of the flattened rows.
         chunk_tokens: predictions whose logits exist at one time; the result does not depend on it.
+        rule: the loss of one prediction.
     """
     position, target_ids, weights = _on(predictions, hidden.device)
     chosen = hidden.index_select(0, position)
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    return _SummedLoss.apply(chosen, head.weight, head.bias, target_ids, weights.to(wide), head, chunk_tokens)  # pyright: ignore
+    low = head.low_rank
+    narrow, up = (None, None) if low is None else (low.narrowed(chosen), low.up)
+    return _SummedLoss.apply(  # pyright: ignore
+        chosen, head.weight, head.bias, narrow, up, target_ids, weights.to(wide), head, chunk_tokens, rule
+    )
 
 
 @torch.no_grad()
@@ -74,10 +122,14 @@ def _on(predictions: Predictions, device: torch.device) -> tuple[Tensor, Tensor,
     return position, target_ids, weights
 
 
-def _raw_logits(hidden: Tensor, weight: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def _raw_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, narrow: Tensor | None, up: Tensor | None, scale: float
+) -> Tensor:
     raw = hidden @ weight.T
     if bias is not None:
         raw = raw + bias
+    if narrow is not None and up is not None:
+        raw = raw + narrow @ up.T
     return raw.to(torch.promote_types(hidden.dtype, torch.float32)) * scale
 
 
@@ -85,16 +137,18 @@ class _SummedLoss(torch.autograd.Function):
     """Loss and gradients in one pass over chunks; backward only scales them."""
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, target_ids, weights, head, chunk_tokens):
+    def forward(ctx, hidden, weight, bias, narrow, up, target_ids, weights, head, chunk_tokens, rule):
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         loss = torch.zeros((), dtype=wide, device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if needs_hidden else None
-        d_weight = torch.zeros(weight.shape, dtype=wide, device=weight.device) if needs_weight else None
-        d_bias = torch.zeros(bias.shape, dtype=wide, device=bias.device) if needs_bias else None
+        inputs = (hidden, weight, bias, narrow, up)
+        d_hidden, d_weight, d_bias, d_narrow, d_up = (
+            _room(tensor, wide if number in (1, 2, 4) else None) if needed else None
+            for number, (tensor, needed) in enumerate(zip(inputs, ctx.needs_input_grad[:5], strict=True))
+        )
         for start in range(0, len(hidden), chunk_tokens):
             part = slice(start, start + chunk_tokens)
-            loss_part, d_raw = _chunk(hidden[part], target_ids[part], weights[part], head)
+            raw = _raw_logits(hidden[part], weight, bias, None if narrow is None else narrow[part], up, head.scale)
+            loss_part, d_raw = _chunk(raw, target_ids[part], weights[part], head, rule)
             loss += loss_part
             d_raw = d_raw.to(hidden.dtype)
             if d_hidden is not None:
@@ -103,37 +157,46 @@ class _SummedLoss(torch.autograd.Function):
                 d_weight += d_raw.T @ hidden[part]
             if d_bias is not None:
                 d_bias += d_raw.sum(0, dtype=wide)
-        ctx.save_for_backward(d_hidden, d_weight, d_bias)
-        ctx.dtypes = (weight.dtype, None if bias is None else bias.dtype)
+            if d_narrow is not None:
+                torch.mm(d_raw.to(up.dtype), up, out=d_narrow[part])
+            if d_up is not None:
+                d_up += d_raw.to(up.dtype).T @ narrow[part]  # pyright: ignore[reportOptionalSubscript]
+        ctx.save_for_backward(d_hidden, d_weight, d_bias, d_narrow, d_up)
+        ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in inputs]
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        weight_dtype, bias_dtype = ctx.dtypes
-        return (
-            None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
-            None if d_weight is None else (d_weight * grad).to(weight_dtype),
-            None if d_bias is None else (d_bias * grad).to(bias_dtype),
-            None,
-            None,
-            None,
-            None,
-        )
+        found = [
+            None if made is None else (made * grad.to(made.dtype)).to(dtype)
+            for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*found, None, None, None, None, None)
 
 
-def _chunk(hidden: Tensor, target_ids: Tensor, weights: Tensor, head: Head) -> tuple[Tensor, Tensor]:
-    """Weighted loss of a chunk, and its gradient with respect to ``hidden @ weight.T + bias``."""
-    raw = _raw_logits(hidden, head.weight, head.bias, head.scale)
+def _room(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Where a gradient is summed over chunks (``dtype`` given) or written chunk by chunk."""
+    return torch.empty_like(tensor) if dtype is None else torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
+
+
+def _chunk(raw: Tensor, target_ids: Tensor, weights: Tensor, head: Head, rule: LossRule) -> tuple[Tensor, Tensor]:
+    """Weighted loss of a chunk of scaled logits, and its gradient with respect to the logits before scaling."""
     bounded = head.bounded(raw)
     highest = bounded.amax(-1, keepdim=True)
     powers = (bounded - highest).exp_()  # exp(bounded - logsumexp) would be half as exact, and one more pass
     total = powers.sum(-1, keepdim=True)
-    loss = ((total.log() + highest - bounded.gather(1, target_ids[:, None]))[:, 0] * weights).sum()
+    targets = target_ids[:, None]
+    log_total = total.log() + highest
+    losses = (log_total - bounded.gather(1, targets))[:, 0]
     d_bounded = powers.div_(total)
-    d_bounded.scatter_add_(1, target_ids[:, None], d_bounded.new_full((len(target_ids), 1), -1.0))
+    if rule.kind == "dft":
+        weights = weights * d_bounded.gather(1, targets)[:, 0]
+    if rule.smoothing:
+        losses = (1 - rule.smoothing) * losses + rule.smoothing * (log_total[:, 0] - bounded.mean(-1))
+        d_bounded -= rule.smoothing / bounded.shape[1]
+    d_bounded.scatter_add_(1, targets, d_bounded.new_full((len(target_ids), 1), rule.smoothing - 1.0))
     d_bounded *= weights[:, None]
     if head.softcap is not None:
         d_bounded *= 1 - (bounded / head.softcap) ** 2
-    return loss, d_bounded * head.scale
+    return (losses * weights).sum(), d_bounded * head.scale

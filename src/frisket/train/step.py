@@ -12,7 +12,7 @@ from frisket.attend.pack import Arrangement, pack
 from frisket.errors import CheckError
 from frisket.hf.forward import Model, hidden_states
 from frisket.hf.heads import head_of
-from frisket.supervise.loss import summed_loss
+from frisket.supervise.loss import CROSS_ENTROPY, LossRule, summed_loss
 from frisket.supervise.normaliser import normaliser
 from frisket.supervise.predictions import Weighted, predictions
 from frisket.train.optim import Optimizer
@@ -21,13 +21,14 @@ from frisket.types import MicroBatch
 
 @dataclass(frozen=True)
 class Laying:
-    """How the samples of a step become micro-batches, and how their attention is computed."""
+    """How the samples of a step become micro-batches, and how their attention and their loss are computed."""
 
     arrangement: Arrangement
     row_tokens: int
     micro_rows: int
     backend: str
     chunk_tokens: int
+    loss: LossRule = CROSS_ENTROPY
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,6 @@ def run_step(
 def micro_batch_loss(model: Model, attached: Attached, micro_batch: MicroBatch, laying: Laying) -> torch.Tensor:
     """Summed loss of a micro-batch, the method's own included."""
     hidden = hidden_states(model, micro_batch.rows, laying.backend)
-    loss = summed_loss(hidden, micro_batch.predictions, head_of(model), laying.chunk_tokens)
+    loss = summed_loss(hidden, micro_batch.predictions, head_of(model), laying.chunk_tokens, laying.loss)
     extra = attached.extra_loss(micro_batch.rows)
     return loss if extra is None else loss + extra

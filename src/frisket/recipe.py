@@ -21,7 +21,7 @@ from frisket.evaluate.settings import EvaluateSettings
 from frisket.explain import Knob, Origins, Problem, explain, knobs_of
 from frisket.hf.settings import ModelSettings
 from frisket.settings import Section, knob
-from frisket.supervise.settings import SuperviseSettings
+from frisket.supervise.settings import SuperviseSettings, TeachSettings
 from frisket.train.settings import TrainSettings
 from frisket.yaml12 import Key
 
@@ -38,12 +38,20 @@ def _default_method(value: object) -> object:
     return {"method": "lora", **value} if isinstance(value, Mapping) and "method" not in value else value
 
 
+class Source(SourceSettings):
+    """One source of training data, and what it teaches where that is its own."""
+
+    supervise: TeachSettings | None = knob(
+        None, "which tokens of this source teach, instead of the recipe's `supervise` (normaliser and loss stay)"
+    )
+
+
 class _Sections(Section):
     """What a run, or one stage of it, is made of."""
 
     name: str | None = knob(None, "what the run is called; default: the name of the recipe's file, else of its data")
     model: ModelSettings = knob(ModelSettings(), "which model, tokenizer and chat template")
-    data: tuple[SourceSettings, ...] = knob((), "sources of training data", was=("datasets",))
+    data: tuple[Source, ...] = knob((), "sources of training data", was=("datasets",))
     attend: AttendSettings = knob(AttendSettings(), "which tokens see which")
     supervise: SuperviseSettings = knob(SuperviseSettings(), "which tokens teach")
     adapt: Annotated[Method, BeforeValidator(_default_method)] = knob(

@@ -62,7 +62,7 @@ def test_every_name_of_another_tool_leads_to_its_knob() -> None:
         ("train.epochs=x", "must be a number above 0 or null", "train.epochs=null"),
         ("train.clip=.inf", "must be a number", "train.clip=1.0"),
         ("train.betas=[a, 1]", "train.betas.0 = 'a' (override) must be a valid number", "train.betas=[0.9, 0.999]"),
-        ("supervise.policy=asistant", "must be 'assistant', 'completion' or 'all'", "supervise.policy=assistant"),
+        ("supervise.policy=asistant", "must be 'assistant', 'completion', 'last-turn'", "supervise.policy=assistant"),
         ("adapt.method=loar", "must be one of full, lora", "adapt.method=lora"),
         ("adapt.method=peft", "adapt.peft_type is required", "adapt.peft_type=…"),
         ("adapt.where=3", "must be text or a list", "adapt.where=all-linear"),

@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from frisket.report.mask_view import RowView, Target
+from frisket.report.mask_data import PolicyView, RowView, Target
 from frisket.types import Leaf, Ledger, total
 
 BLOCKS = {"td", "th", "p", "div", "dt", "dd", "li", "h1", "h2", "h3", "h4"}
@@ -141,10 +141,15 @@ def packed(samples: list[list[tuple[str, str, float]]], padding: int = 0) -> Row
         parent_segments=[-1] * len(samples),
         leaves=[Leaf(f"0:{i + 1}", i, i) for i in range(len(samples))],
         places={f"0:{i + 1}": f"chats.jsonl:{i + 1}" for i in range(len(samples))},
+        sources={},
         provenance=[t[1] for t in flat],
-        weights=[t[2] for t in flat],
-        rules=["policy assistant" if t[3] >= 0 else "padding" for t in flat],
-        targets=targets,
+        policies={
+            "assistant": PolicyView(
+                weights=[t[2] for t in flat],
+                rules=[("policy assistant",) if t[3] >= 0 else ("padding",) for t in flat],
+                targets=targets,
+            )
+        },
     )
 
 

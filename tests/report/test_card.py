@@ -97,3 +97,13 @@ def test_names_cannot_break_tables_or_fences(summary):
     card = model_card(summary, "note: '```'\n", {})
     assert "| a\\|b \\<img src=x\\>\\*.jsonl | messages | 40 |" in card
     assert "````yaml\nnote: '```'\n````" in card
+
+
+def test_overlap_of_evaluation_and_training_data_is_told(summary):
+    share = {"most": 1, "some": 2}
+    entry = {"samples": 9, "duplicates": 1, "same_prompt": 1, "whole": share, "prompt": share, "answer": share}
+    told = summary | {"overlap": {"hold|out": entry | {"sentence": "1 of 9 <b> is in the training data."}}}
+    card = model_card(told, "", {})
+    assert "- hold|out: 1 of 9 \\<b\\> is in the training data." in card
+    assert "| hold\\|out | 9 | 1 | 1 | 1 | 2 | 1 | 2 | 1 | 2 |" in card
+    assert "Was the evaluation data trained on?" not in model_card(summary, "", {})

@@ -38,17 +38,26 @@ def test_one_source_has_no_column_of_sums(ledgers):
 
 
 def test_identities_in_words(ledgers):
-    (read, read_holds), (flat, flat_holds) = ledger_identities(ledgers)
+    (read, read_holds), (flat, flat_holds), *each = ledger_identities(ledgers)
     assert read == "1,050 read = 20 dropped + 80 held out + 330 taught + 620 not taught"
     assert flat == "2,050 flat = 1,550 computed + 500 shared"
     assert read_holds
     assert flat_holds
+    assert [text for text, _ in each] == [
+        "chats.jsonl: 1,000 read = 20 dropped + 80 held out + 320 taught + 580 not taught",
+        "chats.jsonl: 2,000 flat = 1,500 computed + 500 shared",
+        "extra.csv: 50 read = 10 taught + 40 not taught",
+        "extra.csv: 50 flat = 50 computed + 0 shared",
+    ]
+    assert all(holds for _, holds in each)
+    alone = ledger_identities({"extra.csv": ledgers["extra.csv"]})
+    assert [text for text, _ in alone] == ["50 read = 10 taught + 40 not taught", "50 flat = 50 computed + 0 shared"]
 
 
 def test_two_wrong_sources_that_cancel_out_are_still_told(ledgers):
     names = list(ledgers)
     wrong = {names[0]: replace(ledgers[names[0]], read=1001), names[1]: replace(ledgers[names[1]], read=49)}
-    assert [holds for _, holds in ledger_identities(wrong)] == [False, True]
+    assert [holds for _, holds in ledger_identities(wrong)] == [False, True] * 3
     assert "does not hold" in ledger_html(wrong)
     assert "does not hold" not in ledger_html(ledgers)
     lost = {"a": replace(ledgers[names[0]], shared=0)}

@@ -63,8 +63,19 @@ def test_one_side_alone_has_no_change():
     assert measure.label == "KL from the base"
 
 
-@pytest.mark.parametrize("name", ["render", "curves", "mask_view"])
+@pytest.mark.parametrize("name", ["render", "curves", "mask_data"])
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(f"frisket.report.{name}"))
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_a_sentence_says_what_happened_and_whether_chance_could():
+    better = Measure("exact_match", Figure(0.1), Figure(0.8), Figure(0.7, 0.6, 0.8), "better")
+    assert better.sentence == (
+        "Clearly better: exact match 10.0 % before, 80.0 % after; the change is +60.0 to +80.0 points (95 %)."
+    )
+    same = Measure("loss", Figure(2.0), Figure(1.9), Figure(-0.1, -0.3, 0.1), "same")
+    assert same.sentence == "No clear change: loss 2 before, 1.9 after; the change is −0.3 to +0.1 (95 %)."
+    assert Measure("loss", Figure(2.0), Figure(1.9)).sentence == ""
+    assert Measure("loss", None, Figure(1.9), Figure(0.1, 0.0, 0.2), "worse").sentence == ""

@@ -1,6 +1,7 @@
 """``frisket plan``: what training would do, and what can be said in a recipe."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +18,12 @@ def command(
     names: Annotated[
         bool, typer.Option("--names", help="List the model's modules, as adapt.where names them.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; default: out/NAME-plan.html.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> dict | None:
-    """Say what training would do: tokens, rows, steps, what moves.
+    """Say what training would do: tokens, rows, steps, what teaches, what moves; and draw it on a page.
 
     Examples:
       frisket plan --model bundled --data chats.jsonl
@@ -38,7 +42,8 @@ def command(
             for name, parameters in found.items():
                 screen.say(f"{parameters:>15,}  {name}")
             return {"modules": found}
-        plan = run.make_plan(recipe, watcher=screen)
+        page = out or Path("out") / f"{recipe.name or 'run'}-plan.html"
+        plan = run.make_plan(recipe, watcher=screen, page=page)
         for line in plan.lines():
             screen.say(line)
     return plan.as_dict()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from frisket.report.ledger import ledger_columns, ledger_identities, ledger_table, read_ledgers
 from frisket.report.measures import Measure, measures
+from frisket.report.overlap import overlap_rows
 from frisket.report.render import count, document, duration, figure, plain, words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -22,6 +23,7 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
         recipe_yaml: the resolved recipe.
         environment: ``environment.json``; its top-level texts and numbers are listed.
     """
+    overlap = summary.get("overlap") or {}
     artifacts, base = summary.get("artifacts") or {}, str(summary["model"]["path"])
     is_adapter = "adapter" in artifacts
     ledgers = read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])
@@ -42,6 +44,8 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
         data=_table(
             ["data", "format", "samples"], [[s["path"], s["format"], count(s["samples"])] for s in summary["data"]]
         ),
+        overlap=[f"{_line(name)}: {_line(each['sentence'])}" for name, each in overlap.items()],
+        overlap_table=_overlap(overlap),
         ledger="\n\n".join(tables),
         identities=[text if holds else f"{text} — DOES NOT HOLD" for text, holds in ledger_identities(ledgers)],
         rates=[f"{words(name)}: {count(value)}" for name, value in summary["rates"].items()],
@@ -81,6 +85,12 @@ def _row(name: str, entry: Mapping, measure: Measure) -> list[str]:
     interval = measure.change_interval
     change = f"{measure.change} ({interval})" if interval else measure.change
     return [name, plain(entry.get("samples")), measure.label, *sides, change]
+
+
+def _overlap(overlap: Mapping[str, Mapping]) -> str:
+    head = ["set", "samples", "word for word", "same prompt"]
+    head += [f"{part} ≥ {bound} %" for part in ("all words", "prompt", "answer") for bound in (80, 20)]
+    return _table(head, [[plain(value) for value in row] for row in overlap_rows(overlap)]) if overlap else ""
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

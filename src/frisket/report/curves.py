@@ -1,96 +1,113 @@
-"""Curves and bars as small hand-written SVG and HTML: crisp at any size, coloured by the page's own style sheet."""
+"""Curves over tokens as small hand-written SVG: crisp at any size, coloured by the page's own style sheet."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 
 from markupsafe import Markup, escape
 
-from frisket.report.measures import Figure, Measure
 from frisket.report.render import count, figure
 
-WIDTH, HEIGHT = 520, 240
-LEFT, RIGHT, TOP, BOTTOM = 54, 14, 14, 34
-MOST_POINTS = 500
+WIDTH, HEIGHT = 460, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 12, 46
+MOST_POINTS = 400
 """A curve is averaged down to this many points: more cannot be seen and would only make the page large."""
+MOST_READINGS = 120
+"""So many places of a chart tell their figures to whoever points at them."""
+DENSE = 20
+"""From so many steps on a bold moving average lies over the faint single steps."""
 
 _FLAT = 1e-12
 Point = tuple[float, float]
+"""(flat tokens seen so far, value)"""
 Place = Callable[[Point], Point]
-"""From (step, value) to the drawing's own units."""
+"""From (tokens, value) to the drawing's own units."""
 
 
-def loss_curve(metrics: Iterable[Mapping]) -> Markup:
-    """Training loss by step; a bold moving average lies over the single steps where there are many."""
-    return line_chart(points_of(metrics, "loss"), label="loss", smooth=True)
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
 
-
-def points_of(records: Iterable[Mapping], name: str) -> list[Point]:
-    """(step, value) of every record that holds a finite value under ``name``."""
-    pairs = ((r["step"], r.get(name)) for r in records)
-    return [(float(x), float(y)) for x, y in pairs if y is not None and math.isfinite(y)]
-
-
-def speeds(metrics: Iterable[Mapping], timings: Iterable[Mapping]) -> list[Point]:
-    """(step, real tokens per second), from the tokens of ``metrics.jsonl`` and the seconds of ``timings.jsonl``."""
-    tokens = {r["step"]: r.get("flat_tokens") for r in metrics}
-    timed = ((t["step"], t.get("seconds"), tokens.get(t["step"])) for t in timings if "step" in t)
-    return [(float(step), flat / seconds) for step, seconds, flat in timed if seconds and flat]
-
-
-def line_chart(points: Sequence[Point], *, label: str, smooth: bool = False) -> Markup:
-    """One curve over steps as an inline SVG; a short sentence where there is nothing to draw.
-
-    Args:
-        points: (step, value), finite, by ascending step.
-        label: what the values are.
-        smooth: also draw an exponential moving average.
+    Attributes:
+        name: what the key calls it; empty: it is not in the key.
+        points: finite, by ascending tokens.
+        intervals: (low, high) of each point, drawn as a whisker; such a curve is dashed between its dots.
+        is_noisy: many single steps, drawn faint under their moving average.
     """
-    if len(points) < 2 or points[0][0] == points[-1][0]:
-        return Markup('<p class="quiet">{}: fewer than two steps were recorded.</p>').format(label.capitalize())
-    drawn = _thinned(points)
-    low, high = _bounds([y for _, y in drawn])
-    x_low, x_high = drawn[0][0], drawn[-1][0]
-    ticks = nice_ticks(low, high, 5)
-    low, high = min(low, ticks[0]), max(high, ticks[-1])
 
-    def place(point: Point) -> Point:
-        x = LEFT + (point[0] - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return x, HEIGHT - BOTTOM - (point[1] - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+    name: str
+    points: Sequence[Point]
+    intervals: Sequence[tuple[float, float]] = ()
+    is_noisy: bool = False
 
-    parts = [_y_axis(ticks, place, x_low), _x_axis(nice_ticks(x_low, x_high, 6), place, low)]
-    is_dense = smooth and len(points) >= 40
-    parts.append(_path([place(p) for p in drawn], "curve faint" if is_dense else "curve"))
-    if is_dense:
-        parts.append(_path([place(p) for p in _thinned(_averaged(points))], "curve"))
-    told = (
-        f"{label} from {figure(points[0][1])} at step {count(x_low)} to {figure(points[-1][1])} at step {count(x_high)}"
-    )
-    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(told)}">'
+
+@dataclass(frozen=True)
+class Chart:
+    """Curves on common axes.
+
+    Attributes:
+        title: what the values are.
+        unit: their unit, in words.
+        curves: at most four, told apart by colour.
+        sentence: what a person sees in it.
+        readings: (tokens, text) shown where the chart is pointed at: the second reading of the axis.
+        tick: how a value is written at the axis.
+        first_tone: colour of the first curve; the others follow it.
+        floor: the lowest value that the axis must show, where the values alone do not ask for it.
+    """
+
+    title: str
+    unit: str
+    curves: Sequence[Curve]
+    sentence: str = ""
+    readings: Sequence[tuple[float, str]] = field(default=(), repr=False)
+    tick: Callable[[float], str] = figure
+    first_tone: int = 0
+    floor: float | None = None
+
+
+def draw(chart: Chart) -> Markup:
+    """The chart as a figure with title, unit, key and sentence; only a sentence where there is nothing to draw."""
+    curves = [curve for curve in chart.curves if curve.points]
+    places = [x for curve in curves for x, _ in curve.points]
+    if len(set(places)) < 2:
+        return Markup('<p class="quiet">{}: fewer than two steps were recorded.</p>').format(chart.title)
+    frame = _Frame.around(chart, curves)
+    marks = [_y_axis(chart, frame), _x_axis(frame)]
+    marks += [_curve(curve, tone, frame) for tone, curve in enumerate(curves, chart.first_tone)]
+    marks += _strips(chart.readings, frame)
+    head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_told(chart))}">'
     return Markup(
-        f'<figure class="plot"><figcaption><b>{escape(label)}</b> {figure(points[0][1])} → {figure(points[-1][1])}'
-        f"</figcaption>{head}{''.join(parts)}</svg></figure>"
+        f'<figure class="plot"><figcaption><b>{escape(chart.title)}</b> <span>{escape(chart.unit)}</span>'
+        f"{_key(curves, chart.first_tone)}</figcaption>{head}{''.join(marks)}</svg>"
+        f'<p class="seen">{escape(chart.sentence)}</p></figure>'
     )
 
 
-def before_after_bars(rows: Sequence[tuple[str, int | None, Measure]]) -> Markup:
-    """Horizontal bars, before above after, with intervals as whiskers, on one scale.
+def tokens_text(tokens: float) -> str:
+    """A number of tokens as a person says it.
 
-    Args:
-        rows: (name, number of samples, measure); all of one metric.
+    >>> tokens_text(39502), tokens_text(1_934_000), tokens_text(250_400)
+    ('39,502 tokens', '1.93 million tokens', '250 thousand tokens')
     """
-    if not rows:
-        return Markup("")
-    sides = [side for _, _, m in rows for side in (m.before, m.after) if side is not None]
-    scale = 1.0 if rows[0][2].more_is_better else max((s.spread() for s in sides), default=1.0) or 1.0
-    lines = []
-    for name, samples, measure in rows:
-        note = "" if samples is None else f'<span class="quiet">{count(samples)} samples</span>'
-        bars = _bar("before", measure, measure.before, scale) + _bar("after", measure, measure.after, scale)
-        lines.append(
-            f'<div class="pair"><div class="who">{escape(name)} {note}</div><div class="bars">{bars}</div></div>'
-        )
-    return Markup('<div class="chart-bars">' + "".join(lines) + "</div>")
+    if tokens < 100_000:
+        return f"{count(tokens)} tokens"
+    return f"{tokens / 1e6:.3g} million tokens" if tokens >= 999_500 else f"{tokens / 1e3:.3g} thousand tokens"
+
+
+def averaged(points: Sequence[Point]) -> list[Point]:
+    """Mean over about a twentieth of the run around each point; at both ends only over what there is.
+
+    >>> averaged([(1.0, 0.0), (2.0, 3.0), (3.0, 0.0)])
+    [(1.0, 1.5), (2.0, 1.0), (3.0, 1.5)]
+    """
+    reach, size = max(len(points) // 40, 1), len(points)
+    sums = list(accumulate((y for _, y in points), initial=0.0))
+    spans = ((max(i - reach, 0), min(i + reach + 1, size)) for i in range(size))
+    return [
+        (x, (sums[stop] - sums[start]) / (stop - start)) for (x, _), (start, stop) in zip(points, spans, strict=True)
+    ]
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
@@ -106,25 +123,65 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def _bar(which: str, measure: Measure, side: Figure | None, scale: float) -> str:
-    if side is None:
-        return (
-            f'<div class="bar {which}"><span class="track"></span><span class="value quiet">not measured</span></div>'
-        )
-    marks = f'<span class="fill" style="width:{_percent(side.value, scale)}"></span>'
-    if side.low is not None and side.high is not None:
-        width = _percent(side.high - side.low, scale)
-        marks += f'<span class="whisker" style="left:{_percent(side.low, scale)};width:{width}"></span>'
-    told = f"{which} {measure.text(side.value)}"
-    interval = measure.interval(side)
-    title = escape(f"{told} ({interval})" if interval else told)
-    text = escape(measure.text(side.value))
-    track = f'<span class="track">{marks}</span><span class="value">{text}</span>'
-    return f'<div class="bar {which}" title="{title}">{track}</div>'
+@dataclass(frozen=True)
+class _Frame:
+    """What part of the plane a chart shows: all tokens from 0 on, so that the charts of a page can be compared."""
+
+    right: float
+    ticks: Sequence[float]
+
+    @classmethod
+    def around(cls, chart: Chart, curves: Sequence[Curve]) -> "_Frame":
+        places = [x for curve in curves for x, _ in curve.points]
+        values = [y for curve in curves for _, y in curve.points]
+        values += [end for curve in curves for pair in curve.intervals for end in pair if math.isfinite(end)]
+        low, high = _bounds([*values, *([] if chart.floor is None else [chart.floor])])
+        return cls(max(places), nice_ticks(low, high, 4))
+
+    def place(self, point: Point) -> Point:
+        low, high = self.ticks[0], self.ticks[-1]
+        x = LEFT + point[0] / self.right * (WIDTH - LEFT - RIGHT)
+        return x, HEIGHT - BOTTOM - (point[1] - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
 
 
-def _percent(value: float, scale: float) -> str:
-    return f"{min(max(100 * value / scale, 0.0), 100.0):.2f}%"
+def _told(chart: Chart) -> str:
+    return f"{chart.title}. {chart.sentence}" if chart.sentence else chart.title
+
+
+def _key(curves: Sequence[Curve], first_tone: int) -> str:
+    named = [(tone, curve.name) for tone, curve in enumerate(curves, first_tone) if curve.name]
+    return "".join(f'<span class="in-key s{tone}">{escape(name)}</span>' for tone, name in named)
+
+
+def _curve(curve: Curve, tone: int, frame: _Frame) -> str:
+    drawn = [frame.place(point) for point in _thinned(curve.points)]
+    is_dense = curve.is_noisy and len(curve.points) >= DENSE
+    style = " faint" if is_dense else " measured" if curve.intervals else ""
+    parts = [_path(drawn, f"curve s{tone}{style}")]
+    if is_dense:
+        parts.append(_path([frame.place(point) for point in _thinned(averaged(curve.points))], f"curve s{tone}"))
+    for point, (low, high) in zip(curve.points, curve.intervals, strict=bool(curve.intervals)):
+        x, y = frame.place(point)
+        if math.isfinite(low) and math.isfinite(high):
+            top, bottom = frame.place((point[0], high))[1], frame.place((point[0], low))[1]
+            parts.append(f'<path class="reach s{tone}" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
+        parts.append(f'<circle class="dot s{tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>')
+    return "".join(parts)
+
+
+def _strips(readings: Sequence[tuple[float, str]], frame: _Frame) -> list[str]:
+    """Upright strips, invisible until pointed at, that tell what was measured there."""
+    if not readings:
+        return []
+    size = len(readings)
+    chosen = readings if size <= MOST_READINGS else [readings[i * size // MOST_READINGS] for i in range(MOST_READINGS)]
+    places = [frame.place((tokens, frame.ticks[0]))[0] for tokens, _ in chosen]
+    edges = [LEFT, *((a + b) / 2 for a, b in pairwise(places)), WIDTH - RIGHT]
+    return [
+        f'<rect class="strip" x="{a:.1f}" y="{TOP}" width="{max(b - a, 0):.1f}" height="{HEIGHT - TOP - BOTTOM}">'
+        f"<title>{escape(text)}</title></rect>"
+        for (_, text), (a, b) in zip(chosen, pairwise(edges), strict=True)
+    ]
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
@@ -134,16 +191,6 @@ def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     groups = [points[a:b] for a, b in pairwise(edges)]
     means = [(sum(x for x, _ in g) / len(g), sum(y for _, y in g) / len(g)) for g in groups]
     return [points[0], *means[1:-1], points[-1]]
-
-
-def _averaged(points: Sequence[Point]) -> list[Point]:
-    """Exponential moving average over about a twentieth of the run, corrected for its start at zero."""
-    keep = 1 - 1 / max(len(points) / 20, 2)
-    mean, weight, out = 0.0, 0.0, []
-    for x, y in points:
-        mean, weight = keep * mean + (1 - keep) * y, keep * weight + (1 - keep)
-        out.append((x, mean / weight))
-    return out
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -161,19 +208,22 @@ def _path(points: Sequence[Point], style: str) -> str:
     return f'<path class="{style}" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>'
 
 
-def _y_axis(ticks: Sequence[float], place: Place, x: float) -> str:
+def _y_axis(chart: Chart, frame: _Frame) -> str:
     parts = []
-    for tick in ticks:
-        _, y = place((x, tick))
+    for tick in frame.ticks:
+        _, y = frame.place((0.0, tick))
         parts.append(f'<path class="grid" d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}"/>')
-        parts.append(f'<text class="tick end" x="{LEFT - 8}" y="{y + 4:.1f}">{figure(tick)}</text>')
+        parts.append(f'<text class="tick end" x="{LEFT - 7}" y="{y + 4:.1f}">{escape(chart.tick(tick))}</text>')
     return "".join(parts)
 
 
-def _x_axis(ticks: Sequence[float], place: Place, y: float) -> str:
-    parts = [f'<text class="tick end" x="{WIDTH - RIGHT}" y="{HEIGHT - 3}">step</text>']
-    for tick in ticks:
-        x, base = place((tick, y))
-        if LEFT - 1 <= x <= WIDTH - RIGHT + 1 and tick == int(tick):
-            parts.append(f'<text class="tick mid" x="{x:.1f}" y="{base + 17:.1f}">{count(tick)}</text>')
+def _x_axis(frame: _Frame) -> str:
+    unit, word = (1.0, "") if frame.right < 10_000 else (1e3, "thousand ") if frame.right < 2e6 else (1e6, "million ")
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts = [f'<text class="tick mid" x="{middle:.1f}" y="{HEIGHT - 6}">{word}tokens seen</text>']
+    for tick in nice_ticks(0.0, frame.right / unit, 5):
+        x, base = frame.place((tick * unit, frame.ticks[0]))
+        if x <= WIDTH - RIGHT + 1:
+            parts.append(f'<path class="grid" d="M{x:.1f} {base:.1f}v4"/>')
+            parts.append(f'<text class="tick mid" x="{x:.1f}" y="{base + 18:.1f}">{figure(tick)}</text>')
     return "".join(parts)

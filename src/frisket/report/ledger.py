@@ -1,10 +1,11 @@
 """The ledger: where every token went, for the terminal and for the report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 
 from markupsafe import Markup
 
+from frisket.report.bars import taught_bars
 from frisket.report.render import count, page, words
 from frisket.types import Ledger, total
 
@@ -48,27 +49,35 @@ def ledger_table(ledgers: Mapping[str, Ledger]) -> list[LedgerRow]:
 
 
 def ledger_identities(ledgers: Mapping[str, Ledger]) -> list[tuple[str, bool]]:
-    """Both identities with the numbers of all sources together, and whether each holds in every source."""
-    whole = total(list(ledgers.values()))
+    """Both identities in numbers, and whether they hold; of several sources all together first, then each."""
+    each = [pair for name, ledger in ledgers.items() for pair in _identities(ledger, f"{name}: ")]
+    if len(ledgers) == 1:
+        return _identities(next(iter(ledgers.values())), "")
+    (read, _), (flat, _) = _identities(total(list(ledgers.values())), "")
+    return [(read, all(holds for _, holds in each[::2])), (flat, all(holds for _, holds in each[1::2])), *each]
+
+
+def _identities(whole: Ledger, prefix: str) -> list[tuple[str, bool]]:
     terms = [(label, getattr(whole, name)) for name, label in _PLAIN]
     terms += [("taught", sum(whole.taught.values())), ("not taught", sum(whole.untaught.values()))]
     shown = [t for t in terms if t[1] or t[0] in ("taught", "not taught")]
-    read = f"{count(whole.read)} read = " + " + ".join(f"{count(number)} {label}" for label, number in shown)
-    flat = f"{count(whole.flat)} flat = {count(whole.computed)} computed + {count(whole.shared)} shared"
-    wrong = [problem for ledger in ledgers.values() for problem in ledger.imbalances()]
+    read = f"{prefix}{count(whole.read)} read = " + " + ".join(f"{count(number)} {label}" for label, number in shown)
+    flat = f"{prefix}{count(whole.flat)} flat = {count(whole.computed)} computed + {count(whole.shared)} shared"
+    wrong = whole.imbalances()
     return [(read, not any("were read" in p for p in wrong)), (flat, not any("flat tokens" in p for p in wrong))]
 
 
 def ledger_html(ledgers: Mapping[str, Ledger]) -> Markup:
-    """The ledger as an HTML fragment: both identities, the table, the counts of samples."""
+    """The ledger as an HTML fragment: identities, table, what each provenance teaches, counts of samples."""
     columns = _columns(ledgers)
-    names = list(dict.fromkeys(name for c in columns for name in c.samples))
+    names = dict.fromkeys(name for c in columns for name, samples in c.samples.items() if samples)
     return Markup(
         page(
             "ledger.html.jinja",
             columns=ledger_columns(ledgers),
             identities=ledger_identities(ledgers),
             rows=ledger_table(ledgers),
+            bars=taught_bars(total(list(ledgers.values()))),
             samples=[(words(name), *(c.samples.get(name, 0) for c in columns)) for name in names],
         )
     )
@@ -84,12 +93,15 @@ def read_ledgers(tokens: Mapping, names: list[str]) -> dict[str, Ledger]:
     known = {f.name for f in fields(Ledger)}
     entries = tokens.get("sources") or [tokens]
     called = names if len(names) == len(entries) else [f"source {i}" for i in range(len(entries))]
-    if len(set(called)) < len(called):
-        called = [f"{i}: {name}" for i, name in enumerate(called)]
-    return {
-        name: Ledger(**{key: value for key, value in entry.items() if key in known})
-        for name, entry in zip(called, entries, strict=True)
-    }
+    ledgers = [Ledger(**{key: value for key, value in entry.items() if key in known}) for entry in entries]
+    return named_ledgers(ledgers, called)
+
+
+def named_ledgers(ledgers: Sequence[Ledger], names: Sequence[str]) -> dict[str, Ledger]:
+    """Ledgers under the names of their sources; equal names are told apart by their number."""
+    if len(set(names)) < len(names):
+        names = [f"{i}: {name}" for i, name in enumerate(names)]
+    return dict(zip(names, ledgers, strict=True))
 
 
 def _columns(ledgers: Mapping[str, Ledger]) -> list[Ledger]:

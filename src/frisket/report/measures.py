@@ -70,6 +70,16 @@ class Measure:
             return ""
         return f"{self._signed(side.low)} to {self._signed(side.high)}"
 
+    @property
+    def sentence(self) -> str:
+        """What happened, for a person; empty where a side or the paired interval is missing."""
+        if not (self.change and self.change_interval and self.verdict):
+            return ""
+        told = f"{self.label} {self.shown(self.before)} before, {self.shown(self.after)} after"
+        unit = " points" if self.more_is_better else ""
+        change = f"the change is {self.change_interval}{unit} (95 %)"
+        return f"{'No clear change' if self.verdict == 'same' else f'Clearly {self.verdict}'}: {told}; {change}."
+
     def text(self, number: float) -> str:
         """A value of this metric as it is printed."""
         return f"{100 * number:.1f} %" if self.more_is_better else figure(number)

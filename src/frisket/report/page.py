@@ -5,9 +5,13 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from frisket.report.curves import before_after_bars, line_chart, loss_curve, points_of, speeds
+from frisket.report.bars import before_after_bars
+from frisket.report.contamination import contamination_html
+from frisket.report.curves import draw
 from frisket.report.ledger import ledger_html, read_ledgers
 from frisket.report.measures import Measure, measures
+from frisket.report.overlap import overlap_html
+from frisket.report.plots import run_charts, steps_of
 from frisket.report.render import count, duration, facts, figure, page, words
 
 
@@ -31,6 +35,11 @@ class Panel:
     bars: Markup
     notes: list[tuple[str, str]]
 
+    @property
+    def sentence(self) -> str:
+        """What happened to the most telling measure; not to KL, which can but grow."""
+        return next((m.sentence for m in self.measures if m.sentence and m.metric != "kl"), "")
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -50,6 +59,9 @@ def report_page(
     mask_view_fragment: Markup | None,
     recipe_yaml: str,
     environment: Mapping,
+    *,
+    evaluations: Sequence[Mapping] = (),
+    contamination: Sequence[Mapping] = (),
 ) -> str:
     """The whole report of a run as one HTML document without external parts.
 
@@ -60,7 +72,10 @@ def report_page(
         mask_view_fragment: what ``mask_fragment`` made, or None where no row is shown.
         recipe_yaml: the resolved recipe.
         environment: ``environment.json``.
+        evaluations: the records of ``evaluations.jsonl``: what was measured during training.
+        contamination: the records of ``contamination.jsonl``: the meter of mask-free rows.
     """
+    steps = steps_of(metrics)
     learning, forgetting = _panels(summary.get("learning")), _panels(summary.get("forgetting"))
     model = summary["model"]
     return page(
@@ -75,7 +90,9 @@ def report_page(
         learning=learning,
         forgetting=forgetting,
         examples=summary.get("examples") or [],
-        plots=_plots(metrics, timings),
+        plots=[draw(chart) for chart in run_charts(steps, timings, summary.get("learning") or {}, evaluations)],
+        contamination=contamination_html(contamination, steps, summary.get("verdict")),
+        overlap=overlap_html(summary.get("overlap") or {}),
         ledger=ledger_html(read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])),
         rates=[(words(name), count(value)) for name, value in summary["rates"].items()],
         seconds=[(words(name), duration(value)) for name, value in summary["seconds"].items()],
@@ -127,16 +144,6 @@ def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> 
         training = f"training itself {duration(seconds['training'])}" if "training" in seconds else ""
         tiles.append(Tile("wall time", duration(seconds["total"]), "", training, ""))
     return tiles
-
-
-def _plots(metrics: Sequence[Mapping], timings: Sequence[Mapping]) -> list[Markup]:
-    plots = [loss_curve(metrics)]
-    for name in ("rate", "gradient_norm"):
-        label = "learning rate" if name == "rate" else words(name)
-        points = points_of(metrics, name)
-        plots += [line_chart(points, label=label, smooth=name == "gradient_norm")] if points else []
-    speed = speeds(metrics, timings)
-    return [*plots, *([line_chart(speed, label="real tokens per second", smooth=True)] if speed else [])]
 
 
 def _check(value: object) -> list[tuple[str, str]]:

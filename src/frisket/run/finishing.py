@@ -24,7 +24,7 @@ from frisket.report.mask_view import mask_fragment
 from frisket.report.page import report_page
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
-from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, sample_rows
+from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, other_policies, sample_rows
 from frisket.train.checks import Checks
 from frisket.train.loop import Totals
 from frisket.types import Rows, total
@@ -164,9 +164,19 @@ def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -
     """``report.html`` and the model card; the next command is added to the summary."""
     summary["next"] = f"frisket generate {out} --chat"
     environment = json.loads((out / "environment.json").read_text())
-    metrics, timings = (_lines(out / f"{name}.jsonl") for name in ("metrics", "timings"))
-    rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS)
-    page = report_page(summary, metrics, timings, mask_fragment(rows, truncated_note=note), dump(recipe), environment)
+    records = {name: _lines(out / f"{name}.jsonl") for name in ("metrics", "timings", "evaluations", "contamination")}
+    rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS, other_policies(recipe))
+    fragment = mask_fragment(rows, truncated_note=note, sources=[source.path for source in recipe.data])
+    page = report_page(
+        summary,
+        records["metrics"],
+        records["timings"],
+        fragment,
+        dump(recipe),
+        environment,
+        evaluations=records["evaluations"],
+        contamination=records["contamination"],
+    )
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "README.md").write_text(model_card(summary, dump(recipe), environment), encoding="utf-8")
 

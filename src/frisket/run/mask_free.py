@@ -14,11 +14,12 @@ from frisket.evaluate.contamination import measure_contamination
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
 from frisket.run import folder
+from frisket.run.finishing import write_report
 from frisket.run.measuring import keeps_base
-from frisket.run.prepare import Prepared
+from frisket.run.prepare import Prepared, prepare
 from frisket.train.loop import keep_records
 from frisket.types import Rows
-from frisket.watch import Watcher
+from frisket.watch import Silent, Watcher
 
 if TYPE_CHECKING:
     from frisket.run.training import Given
@@ -110,6 +111,9 @@ def judged(recipe: Recipe, out: Path, summary: dict, given: "Given", resume: boo
     begun = place.exists() and any(place.iterdir())
     isolated = train(other, out=place, resume=resume and begun, given=replace(given, on_step=None), watcher=watcher)
     summary = {**summary, "verdict": verdict(summary, isolated)}
+    config = given.model.config if given.model else None
+    prepared = prepare(recipe, Silent(), tokenizer=given.tokenizer, config=config, records=given.records)
+    write_report(out, summary, recipe, prepared)
     folder.write_json(out / folder.SUMMARY, summary)
     return summary
 

@@ -14,7 +14,7 @@ from frisket.attend.pack import pack
 from frisket.data.chat import ANSWER_ROLES, encode_many, prompt_of
 from frisket.data.problem import Problem
 from frisket.data.settings import SourceSettings
-from frisket.data.source import read_conversations
+from frisket.data.source import Source, read_conversations
 from frisket.errors import DataError, UnsupportedError, gather
 from frisket.evaluate import forgetting, learning
 from frisket.evaluate.compare import one_side
@@ -22,7 +22,6 @@ from frisket.evaluate.losses import Instruments
 from frisket.evaluate.settings import EvaluateSettings, ForgettingSettings, LearningSettings
 from frisket.generate.sample import pad_id_of, stop_ids_of
 from frisket.hf.forward import Model
-from frisket.recipe import Recipe
 from frisket.run.prepare import Prepared, Records
 from frisket.supervise.policies import token_weights
 from frisket.supervise.predictions import Weighted
@@ -158,9 +157,7 @@ def end_of_turn_ids(prepared: Prepared) -> set[int]:
     return found
 
 
-def read_weighted(
-    prepared: Prepared, source: SourceSettings, recipe: Recipe
-) -> tuple[list[Conversation], list[Weighted]]:
+def read_weighted(prepared: Prepared, source: SourceSettings) -> tuple[list[Conversation], list[Weighted]]:
     """Read, encode and weigh a file that is only measured.
 
     Raises:
@@ -176,7 +173,7 @@ def read_weighted(
             problems.append(encoded)
         elif prepared.context is None or len(encoded.sequence) <= prepared.context:
             kept.append(conversation)
-            weighted.append((encoded.sequence, token_weights(encoded.sequence, recipe.supervise)))
+            weighted.append((encoded.sequence, token_weights(encoded.sequence, prepared.teaching[0])))
         else:
             problems.append(
                 Problem(conversation.place, f"{len(encoded.sequence):,} tokens; the model takes {prepared.context:,}")
@@ -204,7 +201,7 @@ def _learning_set(
             render=own.render,
             system=own.system,
         )
-        conversations, weighted = read_weighted(prepared, source, prepared.recipe)
+        conversations, weighted = read_weighted(prepared, source)
     return learning.learning_set(entry, conversations, weighted, render, index)
 
 
@@ -219,25 +216,26 @@ def _held_out(
             "Use data.0.hold_out=0.02, or give it a path."
         )
     weighted = [prepared.weighted(int(i)) for i in dataset.held_out]
+    held_out = [int(i) for i in dataset.held_out]
+    names = [dataset.sample_ids[i] for i in held_out]
     if entry.metric == "loss" and entry.by is None:
-        return [Conversation(dataset.sample_ids[i], 0, dataset.place(i), 0) for i in dataset.held_out], weighted
+        return [Conversation(name, 0, dataset.place(i), 0) for name, i in zip(names, held_out, strict=True)], weighted
     known: dict[str, Conversation] = {}
     for index, source in enumerate(prepared.recipe.data):
-        reading = read_conversations(source, index, records[index] if records else None)
-        known |= {conversation.sample_id: conversation for conversation in reading.conversations}
-    cut = [dataset.sample_ids[i] for i in dataset.held_out if dataset.sample_ids[i] not in known]
+        known |= Source(source, index, records[index] if records else None).some(names)
+    cut = [name for name in names if name not in known]
     if cut:
         raise DataError(
             f"evaluate.learning: {entry.name!r} asks for answers or columns, and {cut[0]} is part of a split sample.\n"
             "Measure the loss only, or give it a path: evaluate.learning.0.metric=loss"
         )
-    return [known[dataset.sample_ids[i]] for i in dataset.held_out], weighted
+    return [known[name] for name in names], weighted
 
 
 def _forgetting_set(prepared: Prepared, entry: ForgettingSettings, index: int) -> forgetting.ForgettingSet:
     samples: Seq[Weighted] = ()
     if entry.path is not None and Path(entry.path).suffix in (".jsonl", ".json", ".parquet", ".csv"):
-        _, samples = read_weighted(prepared, SourceSettings(path=entry.path), prepared.recipe)
+        _, samples = read_weighted(prepared, SourceSettings(path=entry.path))
     return forgetting.forgetting_set(
         entry,
         prepared.tokenizer,

@@ -1,17 +1,26 @@
 """`frisket plan`: what training would do, before paying for it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from frisket import __version__
 from frisket.adapt.peft import PACKS
 from frisket.hf import load
 from frisket.recipe import Recipe
+from frisket.report.ledger import ledger_identities, named_ledgers
+from frisket.report.mask_view import mask_fragment
+from frisket.report.plan_page import ConstantText, plan_page
 from frisket.run import mask_free
+from frisket.run.advising import advice_for, boilerplate_of
+from frisket.run.overlap import overlap_of
 from frisket.run.prepare import Prepared, prepare
 from frisket.run.sharing import Sharing, bound_of, sharing_of
 from frisket.run.training import every_steps, peak_rate
+from frisket.run.viewing import VIEW_SAMPLES, VIEW_TOKENS, other_policies, sample_rows
+from frisket.supervise.advice import Advice
 from frisket.train.step import Laying, lay_out
 from frisket.types import Ledger, total
 from frisket.watch import Watcher
@@ -30,6 +39,10 @@ class Plan:
         rows: rows of the first step.
         fill: share of the first step's row tokens that are not padding.
         moving: parameters that would move, None where the method cannot be attached without weights.
+        advice: what the papers say of each source, under its path.
+        boilerplate: constant text that policy `boilerplate` leaves out.
+        overlap: what each evaluation set shares with the training data.
+        page: the plan as a page, where one was written.
     """
 
     recipe: Recipe
@@ -46,6 +59,10 @@ class Plan:
     fill: float
     moving: int | None
     parameters: int
+    advice: tuple[tuple[str, Advice], ...]
+    boilerplate: tuple[ConstantText, ...]
+    overlap: dict[str, dict[str, Any]]
+    page: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``--json``."""
@@ -57,6 +74,10 @@ class Plan:
             "longest": self.longest,
             "tokens": whole.as_dict() | {"sources": [ledger.as_dict() for ledger in self.ledgers]},
             "attend": self._attend(),
+            "advice": [{"source": path, **advice._asdict()} for path, advice in self.advice],
+            "boilerplate": [asdict(text) for text in self.boilerplate],
+            "overlap": self.overlap,
+            "page": None if self.page is None else str(self.page),
             "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
             "train": {
                 "learning_rate": peak_rate(self.recipe),
@@ -81,40 +102,60 @@ class Plan:
             "row_bound": round(sharing.row_bound, 4),
         }
 
-    def lines(self) -> list[str]:
-        """The same for a person."""
+    def facts(self) -> list[tuple[str, str]]:
+        """What a person wants to know first: (name, text)."""
         whole = total(self.ledgers)
-        taught = sum(whole.taught.values())
-        kept = taught + sum(whole.untaught.values())
         moving = "" if self.moving is None else f", {self.moving:,} move ({100 * self.moving / self.parameters:.2f} %)"
         return [
-            f"samples    {self.samples:,} train, {self.held_out:,} held out, longest {self.longest:,} tokens",
-            f"tokens     {whole.read:,} read = {whole.dropped:,} dropped + {whole.truncated:,} truncated + "
-            f"{whole.held_out:,} held out "
-            f"+ {whole.other_objective:,} other objective + {taught:,} taught + {kept - taught:,} untaught",
-            *(f"  taught   {name}: {count:,}" for name, count in whole.taught.items()),
-            f"steps      {self.steps:,} of about {self.recipe.train.step_tokens:,} tokens, {whole.flat:,} in all",
-            f"attend     {self.laying.arrangement}: {self.why_so} · backend {self.laying.backend}",
-            self._shared_line(),
-            f"rows       {self.rows} in the first step, {100 * self.fill:.1f} % full",
-            f"model      {self.recipe.model.path}: {self.parameters:,} parameters{moving}",
-            f"rate       {peak_rate(self.recipe):g} ({self._rate_source()})",
+            ("samples", f"{self.samples:,} train, {self.held_out:,} held out, longest {self.longest:,} tokens"),
+            ("steps", f"{self.steps:,} of about {self.recipe.train.step_tokens:,} tokens, {whole.flat:,} in all"),
+            ("attend", f"{self.laying.arrangement}: {self.why_so} · backend {self.laying.backend}"),
+            ("shared", self._shared()),
+            ("rows", f"{self.rows} in the first step, {100 * self.fill:.1f} % full"),
+            ("teach", _taught(self.recipe)),
+            ("model", f"{self.recipe.model.path}: {self.parameters:,} parameters{moving}"),
+            ("rate", f"{peak_rate(self.recipe):g} ({self._rate_source()})"),
         ]
 
-    def _shared_line(self) -> str:
+    def lines(self) -> list[str]:
+        """The same for a terminal, with the ledger of each source."""
+        ledgers = self.named_ledgers()
+        told = [f"{name:<10} {text}" for name, text in self.facts()]
+        for text, holds in ledger_identities(ledgers):
+            told.append(f"ledger     {text}" + ("" if holds else "  DOES NOT HOLD"))
+        for name, ledger in ledgers.items():
+            counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in ledger.taught.items())
+            told.append(f"  taught   {name}: {counts}")
+        told += [
+            f"constant   {text.source}: {text.share:.0%} of {text.role} messages {text.side} with {text.text!r}"
+            for text in self.boilerplate
+        ]
+        told += [f"overlap    {name}: {found['sentence']}" for name, found in self.overlap.items()]
+        for path, advice in self.advice:
+            told += [f"advice     {path}: {advice.text}", f"           {advice.source}; try {advice.fix}"]
+        return told + ([] if self.page is None else [f"page       {self.page}"])
+
+    def named_ledgers(self) -> dict[str, Ledger]:
+        """The ledger of each source, under a name of its own."""
+        return named_ledgers(self.ledgers, [source.path for source in self.recipe.data])
+
+    def _shared(self) -> str:
         sharing = self.sharing
         told = f"{sharing.flat_tokens:,} tokens an epoch, {sharing.forest_tokens:,} in a forest"
         if self.laying.arrangement != "forest":
-            return f"  shared   {told}"
+            return told
         ratio = sharing.flat_tokens / sharing.forest_tokens
-        return f"  shared   {told}: at most {ratio:.2f} times faster (all in one forest: {self.bound:.2f})"
+        return f"{told}: at most {ratio:.2f} times faster (all in one forest: {self.bound:.2f})"
 
     def _rate_source(self) -> str:
         return self.recipe.adapt.rate_source if self.recipe.train.learning_rate == "auto" else "as the recipe says"
 
 
-def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
+def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> Plan:
     """Read and tokenise the data, lay out the first step, count what would move.
+
+    Args:
+        page: HTML file to write: the plan, the ledger and the masks of the first steps; None for none.
 
     Raises:
         FrisketError: whatever training would refuse before its first step, but for checks that need the weights.
@@ -130,14 +171,13 @@ def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
         prepared.laying,
         recipe.supervise.normaliser,
     )
-    lengths = prepared.dataset.lengths
     epoch = prepared.order.epoch(0)
-    return Plan(
+    plan = Plan(
         recipe,
         prepared.total_steps,
         sum(len(family) for family in prepared.order.families),
         len(prepared.dataset.held_out),
-        int(lengths.max()),
+        int(prepared.dataset.lengths.max()),
         prepared.ledger_of_steps(prepared.total_steps),
         prepared.laying,
         prepared.why_so,
@@ -147,7 +187,41 @@ def make_plan(recipe: Recipe, *, watcher: Watcher) -> Plan:
         sum(m.rows.real_tokens for m in first.micro_batches) / first.computed_tokens,
         moving,
         parameters,
+        tuple(advice_for(prepared)),
+        tuple(ConstantText(**text) for text in boilerplate_of(prepared)),
+        overlap_of(prepared, None, watcher),
+        page,
     )
+    if page is not None:
+        _write_page(plan, prepared, page)
+    return plan
+
+
+def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
+    rows, note = sample_rows(prepared, VIEW_SAMPLES, VIEW_TOKENS, other_policies(plan.recipe))
+    sources = [source.path for source in plan.recipe.data]
+    text = plan_page(
+        plan.recipe.name or "plan",
+        plan.facts(),
+        plan.named_ledgers(),
+        version=__version__,
+        advice=[(f"{path}: {advice.text}", f"{advice.source}; {advice.fix}") for path, advice in plan.advice],
+        overlap=plan.overlap,
+        boilerplate=plan.boilerplate,
+        fragment=mask_fragment(rows, truncated_note=note, sources=sources),
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+
+
+def _taught(recipe: Recipe) -> str:
+    """The policy and the loss in words."""
+    teach = recipe.supervise
+    own = sum(source.supervise is not None for source in recipe.data)
+    loss = teach.loss + (f" smoothed by {teach.label_smoothing:g}" if teach.label_smoothing else "")
+    weights = "" if teach.prompt_weight == 0 else f", prompts with weight {teach.prompt_weight:g}"
+    others = "" if not own else f" ({own} of {len(recipe.data)} sources have rules of their own)"
+    return f"policy {teach.policy}{weights}{others}; {loss}, divided by {teach.normaliser}"
 
 
 def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property
 from itertools import islice
 from typing import Any, cast
 
@@ -18,10 +18,13 @@ from frisket.errors import ConfigError, DataError, UnsupportedError
 from frisket.hf.load import context_length, has_router_loss, layer_counts, load_config, load_tokenizer
 from frisket.recipe import Recipe
 from frisket.run.sharing import WORTH, computed_by_source, few_steps, sharing_of
-from frisket.supervise.policies import problem_of, token_weights
+from frisket.supervise import policies
+from frisket.supervise.boilerplate import Phrase, find_phrases, phrases_of
+from frisket.supervise.loss import LossRule
+from frisket.supervise.policies import Teaching, rule_names, token_weights
 from frisket.supervise.predictions import Weighted
 from frisket.train.step import Laying
-from frisket.types import Ledger, Provenance, total
+from frisket.types import Ledger, Provenance, Sequence, total
 from frisket.watch import Watcher
 
 Records = Seq[Iterable[Mapping] | None]
@@ -38,6 +41,7 @@ class Prepared:
         laying: arrangement and backend.
         why_so: why this arrangement, in words.
         total_steps: optimizer steps of the run.
+        teaching: what each source teaches.
         ledgers: one a source, complete but for the planned steps.
         context: longest sample of the model, or None.
     """
@@ -51,13 +55,36 @@ class Prepared:
     laying: Laying
     why_so: str
     total_steps: int
+    teaching: tuple[Teaching, ...]
     ledgers: tuple[Ledger, ...]
     context: int | None
 
     def weighted(self, index: int) -> Weighted:
         """A sample and its weights as targets."""
         sequence = self.dataset[index]
-        return sequence, token_weights(sequence, self.recipe.supervise)
+        return sequence, token_weights(sequence, self.teaching[sequence.source])
+
+    def explained(self, index: int, policy: str | None = None) -> tuple[Sequence, np.ndarray, list[tuple[str, ...]]]:
+        """A sample, its weights as targets, and for each token the rules that gave its weight, in order.
+
+        Args:
+            policy: another policy than the recipe's; all other settings are left alone.
+        """
+        sequence = self.dataset[index]
+        teaching = self.teaching[sequence.source]
+        if policy is not None:
+            teaching = teaching._replace(settings=teaching.settings.model_copy(update={"policy": policy}))
+        if policy == "boilerplate":
+            teaching = teaching._replace(phrases=self._constant_text[sequence.source])
+        return sequence, token_weights(sequence, teaching), rule_names(sequence, teaching)
+
+    @cached_property
+    def _constant_text(self) -> tuple[tuple[Phrase, ...], ...]:
+        """The constant text of each source, also where its own policy does not ask for it."""
+        return tuple(
+            teaching.phrases or _phrases(teaching, source, self.dataset, self.tokenizer)
+            for source, teaching in enumerate(self.teaching)
+        )
 
     def ledger_of_steps(self, steps: int) -> tuple[Ledger, ...]:
         """The ledgers with the tokens of the first ``steps`` steps; only a forest shares any."""
@@ -95,6 +122,7 @@ def prepare(
         ConfigError: nothing to train on.
         DataError: samples that cannot be used, gathered.
     """
+    told = _told(recipe)
     config = config or load_config(recipe.model)
     tokenizer = tokenizer or load_tokenizer(recipe.model)
     template = load_template(recipe.model.template, tokenizer)
@@ -107,7 +135,7 @@ def prepare(
         context=context,
         seed=recipe.train.seed,
         hold_out_default=_wants_hold_out(recipe) and not overfit,
-        problem_of=partial(problem_of, settings=recipe.supervise),
+        problem_of=lambda sequence: policies.problem_of(sequence, told[sequence.source], recipe.supervise.normaliser),
         watcher=watcher,
         records=records,
     )
@@ -119,11 +147,12 @@ def prepare(
     if not len(train):
         raise DataError("no sample is left to train on.\nLook at what was read: frisket view")
     order = _order(recipe, dataset, train, in_one_step=overfit is not None)
-    ledgers = _ledgers(recipe, dataset, train)
+    teaching = _teaching(told, dataset, tokenizer)
+    ledgers = _ledgers(teaching, dataset, train)
     _check_balance(ledgers)
     steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
     laying, why = _laying(recipe, config, dataset, order)
-    return Prepared(recipe, config, tokenizer, template, dataset, order, laying, why, steps, ledgers, context)
+    return Prepared(recipe, config, tokenizer, template, dataset, order, laying, why, steps, teaching, ledgers, context)
 
 
 def _laying(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tuple[Laying, str]:
@@ -141,7 +170,8 @@ def _laying(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tupl
         )
     arrangement, why = _arrangement(attend.arrangement, attend.row_tokens, config, dataset, order)
     backend = "grouped" if attend.backend == "auto" else attend.backend
-    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens), why
+    loss = LossRule(recipe.supervise.loss, recipe.supervise.label_smoothing)
+    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss), why
 
 
 def _arrangement(asked: str, row_tokens: int, config: Any, dataset: Dataset, order: Order) -> tuple[Arrangement, str]:
@@ -188,11 +218,10 @@ def _wants_hold_out(recipe: Recipe) -> bool:
 
 
 def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: bool) -> Order:
-    ids = [np.asarray(sequence.input_ids) for sequence in dataset]
     weights = [source.weight for source in recipe.data]
     settings = recipe.train
     return make_order(
-        ids,
+        dataset.token_ids,
         train,
         dataset.source_of,
         weights,
@@ -202,13 +231,45 @@ def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: 
     )
 
 
-def _ledgers(recipe: Recipe, dataset: Dataset, train: np.ndarray) -> tuple[Ledger, ...]:
+def _told(recipe: Recipe) -> tuple[Teaching, ...]:
+    """What the recipe says that each source teaches, before its constant text is known.
+
+    Raises:
+        ConfigError: settings that contradict one another.
+    """
+    policies.check(recipe.supervise)
+    if recipe.supervise.loss == "dft" and recipe.supervise.label_smoothing:
+        raise ConfigError(
+            "supervise.loss = 'dft' has no form with label smoothing.\nUse one of them: supervise.label_smoothing=0"
+        )
+    for number, source in enumerate(recipe.data):
+        if source.supervise is not None:
+            policies.check(source.supervise, f"data.{number}.supervise")
+    return tuple(Teaching(source.supervise or recipe.supervise) for source in recipe.data)
+
+
+def _teaching(told: Seq[Teaching], dataset: Dataset, tokenizer: Any) -> tuple[Teaching, ...]:
+    """The same with the constant text of the sources that leave it out."""
+    return tuple(
+        teaching._replace(phrases=_phrases(teaching, index, dataset, tokenizer))
+        if teaching.settings.policy == "boilerplate"
+        else teaching
+        for index, teaching in enumerate(told)
+    )
+
+
+def _phrases(teaching: Teaching, source: int, dataset: Dataset, tokenizer: Any) -> tuple[Phrase, ...]:
+    samples = (dataset[int(index)] for index in np.flatnonzero(dataset.source_of == source))
+    texts = teaching.settings.boilerplate
+    return find_phrases(samples) if texts == "auto" else phrases_of(texts, samples, tokenizer.decode)
+
+
+def _ledgers(teaching: Seq[Teaching], dataset: Dataset, train: np.ndarray) -> tuple[Ledger, ...]:
     """Add to each source's ledger what its training samples teach, by provenance."""
     kinds = len(Provenance)
     taught, untaught = np.zeros((2, len(dataset.ledgers), kinds), dtype=np.int64)
-    for index in train:
-        sequence = dataset[int(index)]
-        hit = token_weights(sequence, recipe.supervise) != 0
+    for sequence in dataset.walk(train):
+        hit = token_weights(sequence, teaching[sequence.source]) != 0
         taught[sequence.source] += np.bincount(sequence.roles[hit], minlength=kinds)
         untaught[sequence.source] += np.bincount(sequence.roles[~hit], minlength=kinds)
     left = _unused(dataset, train)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from frisket.adapt import peft
 from frisket.adapt.base import Attached
 from frisket.errors import CheckError, ConfigError, UnsupportedError
 from frisket.hf import load
@@ -18,6 +19,7 @@ from frisket.hf.forward import Model
 from frisket.recipe import Recipe
 from frisket.run import finishing, folder, mask_free, measuring
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
+from frisket.run.overlap import overlap_of
 from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
@@ -85,12 +87,10 @@ def train_one(
     prepared = replace(prepared, laying=loaded.laying)
     checks = check_before(prepared, loaded, watcher)
     with folder.claimed(out, recipe):
-        folder.write_json(
-            out / "environment.json", folder.environment(loaded.device, loaded.compute, prepared.dataset.fingerprint)
-        )
-        finishing.write_dropped(out, prepared.dataset.dropped)
+        _write_facts(out, prepared, loaded)
         if recipe.evaluate is None:
             watcher.say("evaluate   off: nothing is held out by default, and nothing is measured")
+        shared = {} if overfit else overlap_of(prepared, given.records, watcher)
         sets = (
             measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
         )
@@ -121,11 +121,19 @@ def train_one(
         summary = (
             finishing.summarise(recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict)
             | meter.summary()
+            | {"overlap": shared}
         )
         finishing.write_report(out, summary, recipe, prepared)
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
+
+
+def _write_facts(out: Path, prepared: Prepared, loaded: Loaded) -> None:
+    """What is known before the first step: the environment, and every sample that was left out."""
+    facts = folder.environment(loaded.device, loaded.compute, prepared.dataset.fingerprint)
+    folder.write_json(out / "environment.json", facts)
+    finishing.write_dropped(out, prepared.dataset.dropped)
 
 
 def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watcher) -> Prepared:
@@ -158,6 +166,8 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
         watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
     rng = torch.Generator().manual_seed(recipe.train.seed)
     attached = method.attach(model, rng)
+    if peft.has_adapted_tied_head(model):
+        watcher.warn("the head is tied to the embedding; merge with frisket export: PEFT's merge would move both")
     laying = _laying(prepared, attached, method.method, watcher)
     optimizer = Optimizer(attached.parameters(), recipe.train, compute)
     load.cast_parameters(model, compute)

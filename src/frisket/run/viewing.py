@@ -1,133 +1,302 @@
 """Rows as a person sees them: `frisket view`, and the mask view of a run's report."""
 
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
+from rich.console import Console
 
 from frisket.attend.pack import pack
+from frisket.errors import ConfigError, DataError, nearest
 from frisket.recipe import Recipe
-from frisket.report.mask_view import RowView, Target, mask_view
+from frisket.report.mask_data import PolicyView, RowView, Target
+from frisket.report.mask_terminal import print_rows
+from frisket.report.mask_view import mask_view
 from frisket.run.prepare import Prepared, prepare
-from frisket.supervise.policies import rule_names
-from frisket.supervise.predictions import Weighted, path_between, predictions
-from frisket.types import PADDING_SEGMENT, Provenance, Rows
+from frisket.supervise.predictions import path_between, predictions
+from frisket.supervise.settings import TeachSettings
+from frisket.types import PADDING_SEGMENT, Provenance, Rows, Sequence
 from frisket.watch import Watcher
 
 REPORT_SAMPLES = 200
 REPORT_TOKENS = 200_000
 VIEW_SAMPLES = 60
 VIEW_TOKENS = 60_000
+TERMINAL_SAMPLES = 6
+COMPARED = ("all", "assistant")
+"""Policies that a page is made for besides the recipe's own weights, unless others are named."""
 
 
-def view(recipe: Recipe, *, out: Path, watcher: Watcher) -> dict:
-    """Write one offline page that shows what every token of the first steps does."""
+class Explained(NamedTuple):
+    """A sample, its weight per token as a target, and the rules that gave each weight, in the order applied."""
+
+    sequence: Sequence
+    weights: np.ndarray
+    rules: Seq[tuple[str, ...]]
+
+
+Samples = Mapping[str, Explained]
+Pieces = Callable[[int], str]
+
+
+def view(
+    recipe: Recipe,
+    *,
+    out: Path | None,
+    watcher: Watcher,
+    console: Console | None = None,
+    compare: Seq[str] | None = None,
+    sample: str | None = None,
+    samples: int | None = None,
+) -> dict:
+    """Show what every token of the first steps does: one offline page, or text on a terminal.
+
+    Args:
+        out: file of the page; None for none.
+        console: where rows are printed; None for nowhere.
+        compare: policies to compare the recipe's weights with; default: ``COMPARED`` but for the recipe's own.
+        sample: show the row of this sample alone (its id or ``file:line``), whatever the caps.
+        samples: at most so many samples; default: ``VIEW_SAMPLES``, on a terminal ``TERMINAL_SAMPLES``.
+
+    Raises:
+        ConfigError: there is no such policy.
+        DataError: there is no such sample, or it was left out.
+    """
+    known = get_args(TeachSettings.model_fields["policy"].annotation)
+    for name in compare or ():
+        if name not in known:
+            raise ConfigError(
+                f"--compare {name}: there is no such policy; there are {', '.join(known)}.\n"
+                f"--compare {nearest(name, known) or 'all'}"
+            )
     prepared = prepare(recipe, watcher)
-    rows, note = sample_rows(prepared, VIEW_SAMPLES, VIEW_TOKENS)
-    facts = [
+    policies = other_policies(recipe) if compare is None else list(compare)
+    if sample is None:
+        samples = samples or (VIEW_SAMPLES if console is None else TERMINAL_SAMPLES)
+        rows, note = sample_rows(prepared, samples, VIEW_TOKENS, policies)
+    else:
+        rows, note, sample = _row_of(prepared, sample, policies)
+    if console is not None:
+        print_rows(rows, console, note=note)
+    if out is not None:
+        page = mask_view(
+            rows,
+            title=recipe.name or "rows",
+            facts=_facts(prepared),
+            truncated_note=note,
+            sources=[source.path for source in recipe.data],
+            opened=sample,
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(page, encoding="utf-8")
+    return {
+        "rows": len(rows),
+        "samples": len({s for row in rows for span in row.spans for s in span.samples}),
+        "note": note,
+    }
+
+
+def other_policies(recipe: Recipe) -> list[str]:
+    """Policies that a page compares the recipe's own with."""
+    return [name for name in COMPARED if name != recipe.supervise.policy]
+
+
+def _facts(prepared: Prepared) -> list[tuple[str, str]]:
+    recipe = prepared.recipe
+    return [
         ("template", prepared.template.name),
-        ("policy", recipe.supervise.policy),
+        ("policy", _policies(prepared)),
         ("arrangement", prepared.laying.arrangement),
         *(
             ("data", f"{source.path}: {text}")
             for source, text in zip(recipe.data, prepared.dataset.formats, strict=True)
         ),
     ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(mask_view(rows, title=recipe.name or "rows", facts=facts, truncated_note=note), encoding="utf-8")
-    return {"rows": len(rows), "samples": sum(len(set(row.places)) for row in rows), "note": note}
 
 
-def sample_rows(prepared: Prepared, samples: int, tokens: int) -> tuple[list[RowView], str | None]:
-    """Rows of the first steps, as far as the caps allow; and a note of what was left out."""
-    chosen: list[list[int]] = []
-    used = count = 0
+def _policies(prepared: Prepared) -> str:
+    """The recipe's policy; those of its sources, where they differ."""
+    return ", ".join(dict.fromkeys(teaching.settings.policy for teaching in prepared.teaching))
+
+
+def sample_rows(
+    prepared: Prepared, samples: int, tokens: int, compare: Seq[str] = ()
+) -> tuple[list[RowView], str | None]:
+    """Rows of the first steps, as far as the caps allow; and a note of what was left out.
+
+    Args:
+        compare: policies whose weights are shown beside the recipe's own.
+    """
+    chosen = _first_samples(prepared, samples, tokens)
     total = sum(len(family) for family in prepared.order.families)
-    for step in prepared.order.epoch(0):
-        chosen.append([])
-        for index in dict.fromkeys(int(i) for i in step.samples):
-            length = int(prepared.dataset.lengths[index])
-            if count and (count >= samples or used + length > tokens):
-                break
-            chosen[-1].append(index)
-            used, count = used + length, count + 1
-    views = [view for step in chosen if step for view in row_views(prepared, step)]
+    views = [view for step in chosen for view in row_views(prepared, step, compare)]
     shown = len({index for step in chosen for index in step})
     if shown == total:
         return views, None
     return (
         views,
         f"{shown:,} of {total:,} samples are shown, those of the first steps (at most {samples} samples and "
-        f"{tokens:,} tokens).",
+        f"{tokens:,} tokens). Any other: frisket view --id ID",
     )
 
 
-def row_views(prepared: Prepared, samples: Seq[int]) -> list[RowView]:
+def _first_samples(prepared: Prepared, samples: int, tokens: int) -> list[list[int]]:
+    """Samples of the first steps, step by step; at least one, then only what both caps allow."""
+    chosen: list[list[int]] = []
+    used = count = 0
+    for step in prepared.order.epoch(0):
+        chosen.append([])
+        for index in dict.fromkeys(int(i) for i in step.samples):
+            length = int(prepared.dataset.lengths[index])
+            if count and (count >= samples or used + length > tokens):
+                return [step for step in chosen if step]
+            chosen[-1].append(index)
+            used, count = used + length, count + 1
+    return chosen
+
+
+def row_views(prepared: Prepared, samples: Seq[int], compare: Seq[str] = ()) -> list[RowView]:
     """Lay samples of one step into rows as training does, and make them visible."""
-    weighted = {s.sample_id: (s, w) for s, w in (prepared.weighted(i) for i in samples)}
-    places = {prepared.dataset.sample_ids[i]: prepared.dataset.place(i) for i in samples}
-    laying = prepared.laying
-    batches = pack([s for s, _ in weighted.values()], laying.arrangement, laying.row_tokens, 1)
-    pieces = _Pieces(prepared.tokenizer)
-    return [
-        _row_view(rows, row, weighted, places, prepared, pieces)
-        for rows in batches
-        for row in range(len(rows.input_ids))
-    ]
+    dataset, laying = prepared.dataset, prepared.laying
+    batches = pack([dataset[i] for i in samples], laying.arrangement, laying.row_tokens, 1)
+    pieces = pieces_of(prepared.tokenizer)
+    views = []
+    for rows in batches:
+        here = {leaf.sample_id for leaf in rows.leaves}
+        indices = [i for i in samples if dataset.sample_ids[i] in here]
+        views += _views_of(prepared, rows, indices, compare, pieces)
+    return views
 
 
-class _Pieces:
+def _views_of(prepared: Prepared, rows: Rows, samples: Seq[int], compare: Seq[str], pieces: Pieces) -> list[RowView]:
+    dataset = prepared.dataset
+    names = {policy: policy or f"the recipe ({_policies(prepared)})" for policy in (None, *compare)}
+    told = {
+        names[policy]: {dataset.sample_ids[i]: Explained(*prepared.explained(i, policy)) for i in samples}
+        for policy in names
+    }
+    places = {dataset.sample_ids[i]: dataset.place(i) for i in samples}
+    return [view_of_row(rows, row, told, places, pieces) for row in range(len(rows.input_ids))]
+
+
+def _row_of(prepared: Prepared, asked: str, compare: Seq[str]) -> tuple[list[RowView], str | None, str]:
+    """The row that one sample lies in, as training lays it; a note; and the sample's id."""
+    dataset = prepared.dataset
+    index = find_sample(prepared, asked)
+    name = dataset.sample_ids[index]
+    for step in prepared.order.epoch(0):
+        if index not in step.samples:
+            continue
+        indices = list(dict.fromkeys(int(i) for i in step.samples))
+        laying = prepared.laying
+        for rows in pack([dataset[i] for i in indices], laying.arrangement, laying.row_tokens, 1):
+            here = {leaf.sample_id for leaf in rows.leaves}
+            if name in here:
+                samples = [i for i in indices if dataset.sample_ids[i] in here]
+                views = _views_of(prepared, rows, samples, compare, pieces_of(prepared.tokenizer))
+                kept = [v for v in views if any(name in span.samples for span in v.spans)]
+                return kept, f"Only the row of {name} is shown: step {step.index + 1} of {step.of}.", name
+    alone = pack([dataset[index]], "padded", prepared.laying.row_tokens, 1)[0]
+    why = "it is held out" if index in dataset.held_out else "the first epoch does not use it"
+    return _views_of(prepared, alone, [index], compare, pieces_of(prepared.tokenizer)), f"{name} alone: {why}.", name
+
+
+def find_sample(prepared: Prepared, asked: str) -> int:
+    """Index of the sample that is called so, by its id or its ``file:line``; the folder of the file may be left out.
+
+    Raises:
+        DataError: there is none, or it was left out.
+    """
+    dataset = prepared.dataset
+    for names in (dataset.sample_ids, dataset.places):
+        if asked in names:
+            return names.index(asked)
+    for index, place in enumerate(dataset.places):
+        if place.endswith(f"/{asked}"):
+            return index
+    for entry in dataset.dropped:
+        if asked in (entry["sample"], entry["place"]):
+            raise DataError(f"sample {asked} was left out: {entry['reason']}.\nMend it at {entry['place']}")
+    like = max((*dataset.sample_ids, *dataset.places), key=lambda name: _likeness(name, asked))
+    raise DataError(f"--id {asked}: there is no such sample among {len(dataset):,}.\nThe nearest: --id {like}")
+
+
+def _likeness(name: str, asked: str) -> tuple[int, int]:
+    """Characters alike from the beginning, then nearness in length: cheap enough for all names of a large data set."""
+    alike = next((i for i, (a, b) in enumerate(zip(name, asked, strict=False)) if a != b), min(len(name), len(asked)))
+    return alike, -abs(len(name) - len(asked))
+
+
+def pieces_of(tokenizer: Any) -> Pieces:
     """Tokens as text: the pieces of a run join to its text, also where a character takes several tokens."""
+    known: dict[int, str] = {}
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            text = self._tokenizer.decode([token])
-            raw = self._tokenizer.convert_ids_to_tokens(token) or ""
+    def piece(token: int) -> str:
+        if token not in known:
+            text = tokenizer.decode([token])
+            raw = tokenizer.convert_ids_to_tokens(token) or ""
             if raw.startswith("\u2581") and not text.startswith(" "):
                 text = " " + text  # SentencePiece: decoding one piece alone drops its leading space
-            self._known[token] = raw if "\ufffd" in text else text
-        return self._known[token]
+            known[token] = raw if "\ufffd" in text else text
+        return known[token]
+
+    return piece
 
 
-def _row_view(
-    rows: Rows, row: int, weighted: dict[str, Weighted], places: dict[str, str], prepared: Prepared, pieces: _Pieces
+def view_of_row(
+    rows: Rows, row: int, told: Mapping[str, Samples], places: Mapping[str, str], pieces: Pieces
 ) -> RowView:
+    """One row of a micro-batch, made visible.
+
+    Args:
+        told: samples of the micro-batch by id, for each policy; the recipe's own weights come first.
+        places: ``file:line`` by sample id.
+        pieces: text of a token.
+    """
     segments = rows.segment_ids[row]
-    width = len(segments)
-    provenance, weights, rules = ["padding"] * width, np.zeros(width), ["padding"] * width
-    for leaf in rows.leaves:
-        at = np.flatnonzero(np.isin(segments, path_between(rows, leaf.first, leaf.last)))
-        if len(at):
-            sequence, own = weighted[leaf.sample_id]
-            names = rule_names(sequence, prepared.recipe.supervise)
-            for place, role, weight, name in zip(at, sequence.roles, own, names, strict=True):
-                if weight or rules[place] == "padding":  # of samples that share a token, one that teaches it speaks
-                    provenance[place], rules[place] = Provenance(role).name.lower(), name
-                weights[place] += weight
+    paths = {
+        leaf.sample_id: np.flatnonzero(np.isin(segments, path_between(rows, leaf.first, leaf.last)))
+        for leaf in rows.leaves
+    }
+    paths = {name: at for name, at in paths.items() if len(at)}
+    own = next(iter(told.values()))
+    provenance = ["padding"] * len(segments)
+    for name, at in paths.items():
+        for place, role in zip(at, own[name].sequence.roles, strict=True):
+            provenance[place] = Provenance(role).name.lower()
+    ids = rows.input_ids[row]
+    return RowView(
+        pieces=["" if s == PADDING_SEGMENT else pieces(int(t)) for t, s in zip(ids, segments, strict=True)],
+        ids=ids.tolist(),
+        positions=rows.position_ids[row].tolist(),
+        segments=segments.tolist(),
+        parent_segments=rows.parent_segment.tolist(),
+        leaves=[leaf for leaf in rows.leaves if leaf.sample_id in paths],
+        places=places,
+        sources={name: own[name].sequence.source for name in paths},
+        provenance=provenance,
+        policies={policy: _policy_view(rows, row, samples, paths, pieces) for policy, samples in told.items()},
+    )
+
+
+def _policy_view(rows: Rows, row: int, samples: Samples, paths: Mapping[str, np.ndarray], pieces: Pieces) -> PolicyView:
+    width = len(rows.segment_ids[row])
+    weights, teachers = np.zeros(width), np.zeros(width, dtype=np.int64)
+    rules: list[tuple[str, ...]] = [("padding",)] * width
+    for name, at in paths.items():
+        _, own, names = samples[name]
+        for place, weight, told in zip(at, own, names, strict=True):
+            if weight or rules[place] == ("padding",):  # of samples that share a token, one that teaches it speaks
+                rules[place] = told
+        weights[at] += own
+        teachers[at] += own != 0
+    for place in np.flatnonzero(teachers > 1):
+        rules[place] = (*rules[place], f"sum over the {teachers[place]} samples that share it and teach it")
     targets: list[list[Target]] = [[] for _ in range(width)]
-    told = predictions(rows, weighted)
-    for position, target, weight in zip(told.position, told.target_ids, told.weights, strict=True):
+    found = predictions(rows, {name: (told.sequence, told.weights) for name, told in samples.items()})
+    for position, target, weight in zip(found.position, found.target_ids, found.weights, strict=True):
         if position // width == row:
             targets[position % width].append(Target(pieces(int(target)), int(target), float(weight)))
-    ids = rows.input_ids[row]
-    shown = [
-        "" if segment == PADDING_SEGMENT else pieces(int(token)) for token, segment in zip(ids, segments, strict=True)
-    ]
-    return RowView(
-        shown,
-        ids.tolist(),
-        rows.position_ids[row].tolist(),
-        segments.tolist(),
-        rows.parent_segment.tolist(),
-        rows.leaves,
-        places,
-        provenance,
-        weights.tolist(),
-        rules,
-        targets,
-    )
+    return PolicyView(weights.tolist(), rules, targets)

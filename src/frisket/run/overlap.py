@@ -1,0 +1,64 @@
+"""Which evaluation samples also stand in the training data: the check of ``evaluate.overlap`` on a run's own sets."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from frisket.data.problem import Problem
+from frisket.data.settings import SourceSettings
+from frisket.data.source import Source
+from frisket.evaluate.overlap import SampleText, overlaps, sample_text
+from frisket.evaluate.settings import LearningSettings
+from frisket.run.measuring import BUNDLED_SETS, default_learning
+from frisket.run.prepare import Prepared, Records
+from frisket.watch import Watcher
+
+Places = set[tuple[int, str]]
+
+
+def overlap_of(prepared: Prepared, records: Records | None, watcher: Watcher) -> dict[str, dict[str, Any]]:
+    """What each set of `evaluate.learning` shares with the training data; nothing where nothing is measured.
+
+    The data is read again, record by record, and no training sample is kept.
+    """
+    settings = prepared.recipe.evaluate
+    if settings is None:
+        return {}
+    dataset = prepared.dataset
+    entries = settings.learning if settings.learning is not None else default_learning(prepared)
+    sets = {entry.name: _evaluated(prepared, entry, records) for entry in entries}
+    with watcher.progress("comparing training and evaluation data", len(dataset.train), "samples") as done:
+        train = _counted(_own(prepared, _places(prepared, dataset.train), records), done)
+        found = overlaps(train, sets)
+    for name, each in found.items():
+        if each.whole.some or each.same_prompt:
+            watcher.warn(f"{name}: {each.sentence()}")
+    return {name: each.as_dict() for name, each in found.items()}
+
+
+def _evaluated(prepared: Prepared, entry: LearningSettings, records: Records | None) -> Iterator[SampleText]:
+    if entry.path is None:
+        return _own(prepared, _places(prepared, prepared.dataset.held_out), records)
+    path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
+    source = SourceSettings(path=path, prompt=entry.prompt, completion=entry.completion, limit=entry.limit)
+    return (sample_text(item) for item in Source(source, 0) if not isinstance(item, Problem))
+
+
+def _places(prepared: Prepared, samples: np.ndarray) -> Places:
+    """Where samples were read; pieces of a split one share a place."""
+    dataset = prepared.dataset
+    return {(int(dataset.source_of[i]), dataset.place(int(i))) for i in samples}
+
+
+def _own(prepared: Prepared, places: Places, records: Records | None) -> Iterator[SampleText]:
+    for index, settings in enumerate(prepared.recipe.data):
+        for item in Source(settings, index, records[index] if records else None):
+            if not isinstance(item, Problem) and (index, item.place) in places:
+                yield sample_text(item)
+
+
+def _counted(texts: Iterable[SampleText], done: Any) -> Iterator[SampleText]:
+    for text in texts:
+        yield text
+        done(1)

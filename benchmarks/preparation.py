@@ -5,8 +5,9 @@
 FOLDER holds gsm8k_train.jsonl and llama_tokenizer.model; neither comes with frisket. The file is written out as
 messages, so often, and every arm starts from that file or from its texts. Arms take turns (A B A B), after one turn
 that is not counted. `encode_batch` is the tokenizer's own call on all rendered texts at once. `trl` is what
-`SFTTrainer` does to the file: `datasets.load_dataset`, then its own preparation with `assistant_only_loss`. Run it
-twice, with TOKENIZERS_PARALLELISM=true and =false; results are kept for each.
+`SFTTrainer` does to the file: `datasets.load_dataset`, then its own preparation; of messages with
+`assistant_only_loss`, of prompt and completion (each rendered and tokenised twice) with its default. Run it twice,
+with TOKENIZERS_PARALLELISM=true and =false; results are kept for each.
 
 Memory is measured in a process of its own for each size of file (in MB): the largest resident memory, anonymous and in
 all, beyond what it was before the file was opened. Results go to benchmarks/results/preparation.json.
@@ -27,6 +28,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import version
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -55,12 +57,12 @@ MARKED_CHATML = """{%- for message in messages -%}
 {%- else %}{{ message["content"] + "<|im_end|>" }}{% endif %}{{ "\\n" }}
 {%- endfor -%}
 {%- if add_generation_prompt %}{{ "<|im_start|>assistant\\n" }}{% endif -%}"""
-# (tokenizer, template)
+# (tokenizer, template, columns of the file)
 CASES = {
-    "bundled, ChatML": ("bundled", "chatml"),
-    "bundled, Qwen3": ("bundled", "qwen3"),
-    "Llama, ChatML": ("llama", "chatml"),
-    "Llama, Qwen3": ("llama", "qwen3"),
+    "bundled, ChatML": ("bundled", "chatml", "messages"),
+    "bundled, ChatML, prompt and completion": ("bundled", "chatml", "prompt"),
+    "bundled, Qwen3": ("bundled", "qwen3", "messages"),
+    "Llama, ChatML": ("llama", "chatml", "messages"),
 }
 
 
@@ -86,10 +88,12 @@ def template_of(name: str, tokenizer: Any) -> Template:
     return load_template(None, tokenizer)
 
 
-def write_messages(folder: Path, target: Path, copies: int | None = None, size: int | None = None) -> Path:
-    """Write GSM8K's training file as messages, so many times or up to so many bytes."""
+def write_messages(
+    folder: Path, target: Path, copies: int | None = None, size: int | None = None, columns: str = "messages"
+) -> Path:
+    """Write GSM8K's training file as messages or as prompt and completion, so many times or up to so many bytes."""
     rows = [json.loads(line) for line in (folder / "gsm8k_train.jsonl").read_text().splitlines()]
-    lines = [json.dumps({"messages": messages_of(row["question"], row["answer"])}) + "\n" for row in rows]
+    lines = [json.dumps(shaped(messages_of(row["question"], row["answer"]), columns)) + "\n" for row in rows]
     written = 0
     with target.open("w") as file:
         while copies is None or copies > 0:
@@ -99,6 +103,11 @@ def write_messages(folder: Path, target: Path, copies: int | None = None, size: 
                 written += file.write(line)
             copies = None if copies is None else copies - 1
     return target
+
+
+def shaped(messages: list[dict[str, str]], columns: str) -> dict[str, list[dict[str, str]]]:
+    """A record: all messages in one column, or the answer in a column of its own."""
+    return {"messages": messages} if columns == "messages" else {"prompt": messages[:1], "completion": messages[1:]}
 
 
 def messages_of(question: str, answer: str) -> list[dict[str, str]]:
@@ -123,7 +132,7 @@ def prepare_with_frisket(file: Path, template: Template, tokenizer: Any, cache: 
     )
 
 
-def trl_preparation(file: Path, template_name: str, tokenizer: Any, work: Path) -> Callable[[], Any]:
+def trl_preparation(file: Path, template_name: str, columns: str, tokenizer: Any, work: Path) -> Callable[[], Any]:
     """What TRL's trainer does with the file before it trains; the trainer itself is made before."""
     import datasets
     from trl.trainer.sft_config import SFTConfig
@@ -132,10 +141,14 @@ def trl_preparation(file: Path, template_name: str, tokenizer: Any, work: Path) 
     datasets.disable_progress_bars()
     if template_name == "chatml":
         tokenizer.chat_template = MARKED_CHATML
-    one = datasets.Dataset.from_list([{"messages": messages_of("1 + 1?", "2")}])
+    one = datasets.Dataset.from_list([shaped(messages_of("1 + 1?", "2"), columns)])
     config = AutoConfig.from_pretrained(str(bundled.base_path()))
     settings = SFTConfig(
-        output_dir=str(work / "trl"), assistant_only_loss=True, max_length=None, report_to="none", use_cpu=True
+        output_dir=str(work / "trl"),
+        assistant_only_loss=columns == "messages",
+        max_length=None,
+        report_to="none",
+        use_cpu=True,
     )
     model = AutoModelForCausalLM.from_config(config)
     trainer = SFTTrainer(model=model, args=settings, train_dataset=one, processing_class=tokenizer)
@@ -153,12 +166,12 @@ def measure_speed(folder: Path, cases: list[str], copies: int, with_trl: bool) -
     found = {}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
-        file = write_messages(folder, work / "messages.jsonl", copies=copies)
         for case in cases:
-            kind, template_name = CASES[case]
+            kind, template_name, columns = CASES[case]
+            file = write_messages(folder, work / f"{columns}.jsonl", copies=copies, columns=columns)
             tokenizer = tokenizer_of(kind, folder, work)
             template = template_of(template_name, tokenizer)
-            rows = [json.loads(line)["messages"] for line in file.read_text().splitlines()]
+            rows = [list(chain(*json.loads(line).values())) for line in file.read_text().splitlines()]
             texts = [template.render(messages, [], add_generation_prompt=False) for messages in rows]
             arms: dict[str, Callable[[], Any]] = {
                 "encode_batch": partial(tokenizer.backend_tokenizer.encode_batch, texts, add_special_tokens=False),
@@ -167,7 +180,7 @@ def measure_speed(folder: Path, cases: list[str], copies: int, with_trl: bool) -
             if with_trl:
                 peer = tokenizer_of(kind, folder, work)
                 template_of(template_name, peer)
-                arms["trl"] = trl_preparation(file, template_name, peer, work)
+                arms["trl"] = trl_preparation(file, template_name, columns, peer, work)
             found[case] = summary(by_turns(arms), len(rows), int(arms["frisket"]().lengths.sum()))
             Console().print(case, found[case])
     return found

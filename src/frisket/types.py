@@ -118,8 +118,9 @@ class Sequence:
     data_weights: Float64[np.ndarray, "token"]
 
     def __post_init__(self) -> None:
-        lengths = {name: len(getattr(self, name)) for name in ("input_ids", "roles", "turns", "marks", "data_weights")}
-        if len(set(lengths.values())) != 1:
+        arrays = (self.input_ids, self.roles, self.turns, self.marks, self.data_weights)
+        if len(set(map(len, arrays))) != 1:
+            lengths = dict(zip(("input_ids", "roles", "turns", "marks", "data_weights"), map(len, arrays), strict=True))
             raise ValueError(f"the arrays of sequence {self.sample_id} differ in length: {lengths}")
 
     def __len__(self) -> int:

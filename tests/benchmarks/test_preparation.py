@@ -33,13 +33,13 @@ def test_the_file_is_repeated_or_filled_up(folder):
     assert 2000 <= filled.stat().st_size < 2200
 
 
-@pytest.mark.parametrize("case", [name for name, (tokenizer, _) in CASES.items() if tokenizer == "bundled"])
+@pytest.mark.parametrize("case", [name for name, (tokenizer, *_) in CASES.items() if tokenizer == "bundled"])
 def test_frisket_prepares_the_file(folder, case, monkeypatch):
     monkeypatch.setenv("FRISKET_CACHE", str(folder / "cache"))
-    kind, template_name = CASES[case]
+    kind, template_name, columns = CASES[case]
     tokenizer = tokenizer_of(kind, folder, folder)
     template = template_of(template_name, tokenizer)
-    file = write_messages(folder, folder / "messages.jsonl", copies=1)
+    file = write_messages(folder, folder / "messages.jsonl", copies=1, columns=columns)
     dataset = prepare_with_frisket(file, template, tokenizer, folder / "cache")
     assert len(dataset) == 5
     answer = dataset[1].input_ids[dataset[1].roles == Provenance.ASSISTANT]

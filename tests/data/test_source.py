@@ -478,3 +478,10 @@ def test_bad_records_name_the_field(record, message):
 def test_alpaca_rendering_holds_one_exchange():
     record = {"prompt": [USER, {"role": "assistant", "content": "A"}, USER], "completion": "A"}
     assert "render=alpaca holds one instruction" in problem_of(record, render="alpaca")
+
+
+def test_a_call_written_as_a_plain_message_is_still_a_call():
+    content = json.dumps({"name": "add", "arguments": {"a": 1}})
+    conversation = only({"messages": [{"role": "user", "content": "x"}, {"role": "function_call", "content": content}]})
+    assert conversation.messages[1].tool_calls[0]["function"]["name"] == "add"
+    assert conversation.messages[1].content == ""

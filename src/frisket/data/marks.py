@@ -97,6 +97,8 @@ def free_marks(text: str) -> int:
     Raises:
         BadSample: it holds them all.
     """
+    if text.isascii():
+        return _FIRST_MARK
     for first in range(_FIRST_MARK, _LAST_MARK - _MARKS, _MARKS):
         if not re.search(f"[{chr(first)}-{chr(first + _MARKS - 1)}]", text):
             return first

@@ -31,6 +31,8 @@ _CALL_ROLES = ("function_call", "tool_call")
 REASONING_COLUMNS = ("reasoning_content", "reasoning", "thinking")
 _SWITCHES = ("train", "loss", "masked")
 _NUMBERS = ("weight", "loss_weight", "loss_scale")
+_WEIGHTS = frozenset((*_SWITCHES, *_NUMBERS))
+_PLAIN = {"role", "content"}
 _READ = {
     "role",
     "from",
@@ -66,10 +68,13 @@ def read_message(raw: Any, number: int, field: str = "messages") -> Message:
             f"{where} has the unknown role {given!r}; known are system, user, assistant and tool"
             + (f" (nearest: '{hint}')" if hint else "")
         )
+    is_call = str(given).lower() in _CALL_ROLES
+    if raw.keys() == _PLAIN and not is_call and isinstance(raw["content"], str) and raw["content"].strip():
+        return Message(role, raw["content"])  # what most messages are
     weight = _weight(raw, where)
     extra = {key: value for key, value in raw.items() if key not in _READ and value is not None}
     content = raw.get("content", raw.get("value"))
-    if str(given).lower() in _CALL_ROLES and not raw.get("tool_calls"):
+    if is_call and not raw.get("tool_calls"):
         return Message(role, "", None, _calls_in_text(content, where), weight, extra)
     text = _text(content, where, role)
     calls = _calls(raw, where) if role == "assistant" else ()
@@ -195,6 +200,8 @@ def _call(raw: Any, where: str) -> Mapping:
 
 
 def _weight(raw: Mapping, where: str) -> float | None:
+    if _WEIGHTS.isdisjoint(raw):
+        return None
     given = [name for name in (*_SWITCHES, *_NUMBERS) if raw.get(name) is not None]
     if not given:
         return None

@@ -6,14 +6,13 @@ followed by the field's number. Without the marks both renderings must be equal;
 
 import json
 import re
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
-
-import numpy as np
 
 from frisket.data.marks import Field, Marker, Span, free_marks, with_kept_space
 from frisket.data.problem import BadSample
@@ -208,10 +207,9 @@ def _template_specials(text: str, spans: Seq[Span], codec: Codec) -> tuple[list[
     A special token may swallow white space around it; where that is a field's, the field's span gives it up.
     """
     found, clipped, spelled = list(codec.specials(text)), list(spans), False
-    starts = np.array([span.start for span in spans])
-    ends = np.array([span.end for span in spans])
+    starts, ends = [span.start for span in spans], [span.end for span in spans]
     for special in found:
-        at = int(np.searchsorted(ends, special.start, side="right"))
+        at = bisect_right(ends, special.start)
         if at == len(spans) or starts[at] >= special.end:
             continue
         word = text[special.start : special.end]
@@ -310,7 +308,7 @@ class _Structure:
             after: where the next field begins.
             tail: what ends a bare answer; empty where this turn is one.
         """
-        at = int(np.searchsorted(self._special_starts, span.end))
+        at = bisect_left(self._special_starts, span.end)
         candidates = [s for s in self._specials[at : at + _END_CANDIDATES] if s.end <= after]
         if not candidates or span.turn in self.turn_ends:
             return None
@@ -379,7 +377,7 @@ def _boundaries(spans: Seq[Span], specials: Seq[Special], turn_ends: Mapping[int
         if span.turn == NO_TURN or span.role == Provenance.END_OF_TURN:
             continue
         if span.turn != current:
-            at = int(np.searchsorted(starts, end))
+            at = bisect_left(starts, end)
             ended = specials[at].end if at < len(specials) and specials[at].end <= span.start else span.start
             own = turn_ends.get(current, NO_TURN)  # before `end` where a template moves text behind a turn's end
             found.append((span.start if current == NO_TURN else own if own >= end else ended, span.turn))

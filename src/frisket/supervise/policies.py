@@ -252,10 +252,12 @@ def problem_of(sequence: Sequence, teaching: Teaching, normaliser: str | float =
 
 def _endless(sequence: Sequence, weights: Weights, settings: TeachSettings) -> str | None:
     """An answer that is taught without its end token, though nobody asked for that."""
+    ends = np.flatnonzero(sequence.roles == Provenance.END_OF_TURN)
+    if weights[ends].all():
+        return None
     asked_for = "end_of_turn" in settings.roles or any("end_of_turn" in (r.roles or ()) for r in settings.rules)
     if asked_for or not np.isnan(sequence.data_weights).all():
         return None
-    ends = np.flatnonzero(sequence.roles == Provenance.END_OF_TURN)
     before = ends[ends > 0] - 1
     bad = before[(weights[before] != 0) & (weights[before + 1] == 0) & _ANSWER[sequence.roles[before]]]
     if not len(bad):

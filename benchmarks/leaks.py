@@ -232,7 +232,8 @@ def said(told: Callable[[], str]) -> str:
 
 def bare_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer for those that want one; the samples are tokens already."""
-    words = Tokenizer(models.WordLevel({"<unk>": 0, "<end>": 2}, unk_token="<unk>"))
+    vocabulary = {"<unk>": 0, "<end>": 2} | {f"w{token}": token for token in range(VOCAB) if token not in (0, 2)}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     return PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", eos_token="<end>")
 
 

@@ -127,7 +127,9 @@ def prepare_with_frisket(file: Path, template: Template, tokenizer: Any, cache: 
         context=None,
         seed=0,
         hold_out_default=False,
-        problem_of=partial(problem_of, teaching=Teaching(settings), normaliser=settings.normaliser),
+        check_of=lambda source, sequences: partial(
+            problem_of, teaching=Teaching(settings), normaliser=settings.normaliser
+        ),
         watcher=Silent(),
     )
 

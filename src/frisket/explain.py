@@ -124,6 +124,8 @@ def _problem(
     if kind == "extra_forbidden":
         return _unknown_key(_section_at(section, given, path[:-1]), given, path, value, origins, root)
     knob = _field_at(section, given, path)
+    if knob and _is_in_dict(section, given, path, knob):
+        return _dict_problem(knob, given, path, found, origins)
     if kind == "missing":
         about = f": {knob.description}" if knob else ""
         return Problem(path, f"{dotted} is required{about}{origins.of(path)}", f"{dotted}=…")
@@ -131,17 +133,43 @@ def _problem(
         return _unknown_method(path, given, dotted, origins, root)
     if path and isinstance(path[-1], int) and knob and not _sections(knob.annotation):
         return _entry_problem(knob, path, found, origins)
-    required = _required(knob) if knob else found[0]["msg"]
+    required = _finite(_required(knob), kind) if knob else found[0]["msg"]
     if kind == "value_error":
         required = f"{required} ({found[0]['ctx']['error']})" if "ctx" in found[0] else required
     text = f"{dotted} = {show(value)}{origins.of(path)} must be {required}"
     return Problem(path, text, _value_fix(knob, dotted, value))
 
 
+def _is_in_dict(section: type[BaseModel], given: Mapping, path: Key, knob: FieldInfo) -> bool:
+    return get_origin(knob.annotation) is dict and _field_at(section, given, path[:-1]) is knob
+
+
+def _dict_problem(knob: FieldInfo, given: Mapping, path: Key, found: list[ErrorDetails], origins: Origins) -> Problem:
+    """A key or a value of a plain mapping from words to numbers."""
+    whole, key = ".".join(map(str, (*origins.place, *path[:-1]))), path[-1]
+    key_type, value_type = get_args(knob.annotation)
+    of_value = [detail for detail in found if detail["loc"][-1] != "[key]"]
+    value: Any = given
+    for step in path:
+        value = _inside(value, step)
+    if len(of_value) == len(found):
+        required = _finite(_either(_kinds(value_type)), of_value[0]["type"])
+        return Problem(path, f"{whole}.{key} = {show(value)}{origins.of(path)} must be {required}", f"{whole}.{key}=1")
+    text = f"{whole}.{key}{origins.of(path)}: the key {show(key)} must be {_either(_kinds(key_type))}"
+    near = nearest(str(key), [str(choice) for choice in get_args(key_type)])
+    fix = f"{whole}.{near}={1 if of_value else show(value)}" if near else _value_fix(knob, whole, None)
+    return Problem(path, f"{text} ({knob.description})", fix)
+
+
+def _finite(required: str, kind: str) -> str:
+    return required.replace("a number", "a finite number", 1) if kind == "finite_number" else required
+
+
 def _entry_problem(knob: FieldInfo, path: Key, found: list[ErrorDetails], origins: Origins) -> Problem:
     """An entry of a plain list: pydantic's own words say what it must be."""
     whole = ".".join(map(str, (*origins.place, *path[:-1])))
-    wanted = found[0]["msg"].removeprefix("Input should be ").partition(",")[0]
+    wanted = found[0]["msg"].removeprefix("Input should be ")
+    wanted = wanted if found[0]["type"] == "literal_error" else wanted.partition(",")[0]
     text = f"{whole}.{path[-1]} = {show(found[0]['input'])}{origins.of(path)} must be {wanted}"
     return Problem(path, text, _value_fix(knob, whole, None))
 
@@ -314,6 +342,10 @@ def _required(field_info: FieldInfo) -> str:
     bounds = _bounds(field_info.metadata)
     kinds = list(dict.fromkeys(_kinds(field_info.annotation)))
     kinds = [f"{kind} {bounds}" if bounds and "number" in kind else kind for kind in kinds]
+    return _either(kinds)
+
+
+def _either(kinds: list[str]) -> str:
     return " or ".join([", ".join(kinds[:-1]), kinds[-1]] if len(kinds) > 1 else kinds)
 
 

@@ -66,5 +66,5 @@ def views(
         policies = told([sample for sample in samples if sample.sample_id in here])
         for row in range(len(rows.input_ids)):
             names = places or {name: f"data/chats.jsonl:{name.partition(':')[2]}" for name in here}
-            shown.append((rows, row, view_of_row(rows, row, policies, names, pieces)))
+            shown.append((rows, row, view_of_row(rows, row, policies, names, lambda ids: [*map(pieces, ids)])))
     return shown

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 from tests.browser.rows import family, sequence, views
 
 from frisket.attend.reference import visible as reference
-from frisket.report.mask_data import level, totals, visible
+from frisket.report.mask_data import Window, level, totals, visible
 
 CLICK_ALL = """row => {
   const tokens = [...document.querySelectorAll(`#row-${row} .tokens :is(i, b)`)];
@@ -87,6 +87,30 @@ def test_hover_tells_all_of_a_token(open_page):
     assert len(lines) == len(row.policies["all"].targets[branch]) > 1
     assert lines[0].endswith("weight 2)")
     assert told(page)["by the rules"] == "policy all\n→ sum over the 4 samples that share it and teach it"
+
+
+def test_a_window_is_told_where_it_hides_something(open_page):
+    ((_, _, row),) = views(family(4), "forest", 500)
+    page = open_page([replace(row, window=Window(15, 2, 3))])
+    place = row.spans[-1].stop - 1
+    token(page, place).hover()
+    seen = row.positions[place] + 1
+    assert seen > 15
+    nearest = "the nearest 15 of them in 2 of 3 layers (sliding window)"
+    assert told(page)["sees"] == f"{seen} of {len(row)} tokens of the row\n{nearest}"
+    assert "2 of 3 layers see the nearest 15 tokens only" in page.inner_text(".mask figcaption")
+    token(page, row.spans[0].start + 3).hover()
+    assert told(page)["sees"] == f"4 of {len(row)} tokens of the row"
+
+
+def test_characters_of_several_tokens_and_new_lines_are_shown_as_such(open_page):
+    texts = ["�", "�", "日", "�本", "語\n", "↵", "👩\u200d", "e", "\u0301"]
+    ((_, _, row),) = views([sequence("0:1", range(9))], "isolated", 50, pieces=texts.__getitem__)
+    page = open_page([row])
+    assert page.evaluate(f"[...{SHOWN}].map(t => t.textContent)") == [visible(text) for text in texts]
+    assert page.locator(".tokens br").count() == 1
+    token(page, 3).hover()
+    assert told(page)["predicts"].startswith("語↵  (id 4, weight 1)")
 
 
 def test_the_keyboard_does_what_the_pointer_does(open_page):

@@ -65,3 +65,4 @@ def test_a_page_of_20_000_tokens_is_there_and_answers(open_page, capsys, shape):
     assert found["painted"] <= PAINT_MS
     assert found["hover"] <= REACTION_MS
     assert found["click"] <= REACTION_MS
+    assert found["policy"] <= REACTION_MS

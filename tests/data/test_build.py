@@ -50,7 +50,7 @@ def make(records, tokenizer, *, context=None, hold_out_default=False, watcher=No
         context=context,
         seed=0,
         hold_out_default=hold_out_default,
-        problem_of=nothing_taught,
+        check_of=lambda source, sequences: nothing_taught,
         watcher=watcher or Silent(),
         records=several,
     )
@@ -164,7 +164,7 @@ def test_a_folder_keeps_its_names_in_the_store(tokenizer, tmp_path):
             context=None,
             seed=0,
             hold_out_default=False,
-            problem_of=nothing_taught,
+            check_of=lambda source, sequences: nothing_taught,
             watcher=Silent(),
         )
         assert list(dataset.sample_ids) == ["0:a.jsonl:1", "0:b.jsonl:1"]
@@ -180,7 +180,7 @@ def test_records_that_come_once_are_enough(tokenizer):
         context=None,
         seed=0,
         hold_out_default=False,
-        problem_of=nothing_taught,
+        check_of=lambda source, sequences: nothing_taught,
         watcher=Silent(),
         records=[iter(pairs(3))],
     )
@@ -425,6 +425,6 @@ def test_files_are_named_as_they_were_given(tokenizer, tmp_path, monkeypatch):
             context=None,
             seed=0,
             hold_out_default=True,
-            problem_of=nothing_taught,
+            check_of=lambda source, sequences: nothing_taught,
             watcher=Silent(),
         )

@@ -1,5 +1,6 @@
 """Provenance of every token, on templates in the manner of published ones."""
 
+from collections import Counter
 from dataclasses import replace
 from itertools import groupby
 
@@ -8,13 +9,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frisket.data import chat
 from frisket.data.chat import encode, encode_many, load_template, prompt_ids, prompt_of
 from frisket.data.problem import Problem
-from frisket.data.tokens import codec_of
+from frisket.data.settings import SourceSettings
+from frisket.data.source import read_conversations
+from frisket.data.tokens import STAND_IN, codec_of
 from frisket.errors import ConfigError, DataError
+from frisket.supervise.policies import POLICIES, Teaching, token_weights
+from frisket.supervise.settings import TeachSettings
 from frisket.types import Conversation, Message, Provenance
 
+WRITTEN = st.characters(exclude_categories=["Cs"], exclude_characters=[STAND_IN])  # refused, with another test
 ALL = ["chatml", "llama3", "mistral", "gemma", "qwen3", "plain"]
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome", "days": 3}}}
@@ -79,7 +84,7 @@ def test_each_answer_is_found_and_ended(tokenizers, name, answers, question):
 
 @pytest.mark.parametrize("name", ALL)
 @FAST
-@given(words=st.lists(st.text(max_size=8) | st.sampled_from(["<tool_call>", " \n", "▁", "🤖"]), min_size=1, max_size=5))
+@given(words=st.lists(st.text(WRITTEN, max_size=8) | st.sampled_from(["<tool_call>", " \n", "▁", "🤖"]), min_size=1))
 def test_a_sample_that_spells_no_special_token_gets_the_ids_of_one_plain_call(tokenizers, name, words):
     tokenizer = tokenizers[name]
     text = "a" + "".join(words)
@@ -264,9 +269,62 @@ def test_a_message_weight_replaces_the_policy_on_that_message(tokenizers):
 def test_only_the_taught_turn_of_an_expanded_conversation_teaches(tokenizers):
     pairs = (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
     s = encoded_with(tokenizers["chatml"], conversation(*pairs, taught_turn=3)).sequence
-    answers = np.isin(s.roles, chat.ANSWER_ROLES)
-    assert (s.data_weights[answers & (s.turns == 1)] == 0).all()
-    assert np.isnan(s.data_weights[s.turns == 3]).all()
+    assert (s.data_weights[s.turns <= 1] == 0).all(), "the first exchange was taught by a sample of its own"
+    assert np.isnan(s.data_weights[s.turns > 1]).all()
+    first = encoded_with(tokenizers["chatml"], conversation(*pairs[:2], taught_turn=1)).sequence
+    assert np.isnan(first.data_weights).all()
+
+
+TEXTS = st.sampled_from(["a", "the quick fox", "naïve 2 + 2?"])
+MESSAGES = st.lists(
+    st.builds(
+        lambda role, content, weight: {"role": role, "content": content, "weight": weight},
+        st.sampled_from(["user", "assistant", "assistant", "tool"]),
+        TEXTS,
+        st.sampled_from([None, None, None, 0, 0.5]),
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+def taught_by_message(messages, tokenizer, policy: str, **knobs) -> Counter:
+    """Taught tokens by (message, provenance), summed over the samples that one record makes."""
+    read = read_conversations(SourceSettings(path="memory", **knobs), 0, [{"messages": messages}])
+    roles = {"assistant": 1.0, "user": 0.5} if policy == "roles" else {}
+    teaching = Teaching(TeachSettings(policy=policy, roles=roles))
+    found: Counter = Counter()
+    for each in read.conversations:
+        s = encoded_with(tokenizer, each).sequence
+        taught = token_weights(s, teaching) != 0
+        found.update(zip(s.turns[taught].tolist(), s.roles[taught].tolist(), strict=True))
+    return found
+
+
+@pytest.mark.parametrize("name", ["chatml", "llama3", "gemma"])
+@pytest.mark.parametrize("policy", POLICIES)
+@FAST
+@given(system=st.booleans(), messages=MESSAGES)
+def test_expanded_samples_teach_each_message_once(tokenizers, name, policy, system, messages):
+    """As often as without ``expand``; the template's tokens too, but for what it writes behind a last message."""
+    head = [{"role": "system", "content": "S"}] if system and name != "gemma" else []
+    messages = [*head, *messages]
+    answers = [i for i, m in enumerate(messages) if m["role"] == "assistant" and m["weight"] != 0]
+    last = answers[-1] if answers else len(messages)
+    # These two choose among the assistant's turns; every sample of one turn is the last of its own.
+    usual = "assistant" if policy in ("completion", "last-turn") and answers else policy
+    whole = taught_by_message(messages, tokenizers[name], usual)
+    expanded = taught_by_message(messages, tokenizers[name], policy, expand="turns")
+    for turn in range(-1, len(messages)):
+        for role in Provenance:
+            times = expanded[turn, role]
+            if turn > last:
+                assert times == 0, "no sample reaches beyond the last taught answer"
+            elif role == Provenance.TEMPLATE:
+                newline = name != "llama3" and turn in answers
+                assert times - whole[turn, role] in ((0, 1) if newline else (0,))
+            else:
+                assert times == whole[turn, role]
 
 
 @pytest.mark.parametrize("render", ["raw", "alpaca"])

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from frisket.evaluate.compare import Measure, comparison, intervals, joined, one_side, table, verdict
+from frisket.evaluate.compare import Measure, comparison, intervals, joined, one_side, table, unmeasured, verdict
 
 
 def means(values) -> Measure:
@@ -97,7 +97,33 @@ def test_nothing_measured_has_no_interval():
     assert np.isnan([low, high, *difference]).all()
     side = one_side({"loss": Measure(np.array([0.0, 4.0]), np.array([0.0, 2.0]))})
     assert side == {"loss": 2.0, "loss_interval": [2.0, 2.0]}, "resamples without weight are left out"
-    assert np.isnan(one_side({"loss": Measure(np.zeros(2), np.zeros(2))})["loss_interval"]).all()
+
+
+@pytest.mark.parametrize(
+    ("total", "count", "why"),
+    [
+        ([0.0, 0.0], [0.0, 0.0], "nothing in it has a positive weight"),
+        ([1.0, float("nan")], [1.0, 1.0], "it is not finite"),
+        ([1.0, float("inf")], [1.0, 1.0], "it is not finite"),
+        ([], [], "nothing in it has a positive weight"),
+    ],
+)
+def test_what_has_no_value_is_left_out_and_named(total, count, why):
+    """NaN is no JSON: a summary with one could be read by few programs."""
+    broken, good = Measure(np.array(total), np.array(count)), means([1.0] * len(total))
+    assert unmeasured({"loss": broken}) == {"loss": why}
+    found = one_side({"loss": broken})
+    assert found == {"not_measured": {"loss": why}}
+    for before, after in ((broken, good), (good, broken), (broken, broken)):
+        if len(total):
+            sides = ({"loss": before, "kl": good}, {"loss": after, "kl": good})
+            found = comparison(*sides, ["a"] * len(total))
+            json.dumps(found, allow_nan=False)
+            assert found["not_measured"] == found["groups"]["a"]["not_measured"] == {"loss": why}
+            assert list(found["before"]) == list(found["after"]) == ["kl", "kl_interval"]
+            assert list(found["difference"]) == ["kl", "kl_interval", "kl_verdict"]
+            assert [row["measure"] for row in table("learning", {"x": found})] == ["kl", "kl"]
+    assert "not_measured" not in comparison({"loss": means([1.0])}, {"loss": means([1.0])})
 
 
 def test_joined_units_keep_their_order():

@@ -1,6 +1,8 @@
 """Loss and exact match of one set, on the same samples before and after."""
 
+import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +104,19 @@ def test_loss_alone_generates_nothing(make, model, instruments):
     assert scores.answers == ()
     assert examples(made, scores, scores) == []
     assert compared(made, scores, scores)["difference"]["loss"] == 0
+
+
+def test_a_set_that_only_pushes_away_is_said_to_have_no_loss(make, model, instruments):
+    made = make([conversation(1), conversation(2)], metric="loss", name="away")
+    away = replace(made, samples=tuple((sequence, -weights) for sequence, weights in made.samples))
+    told = Told()
+    before = measure(model, away, replace(instruments, watcher=told))
+    assert told.lines == ["away: loss is not measured: nothing in it has a positive weight"]
+    after = measure(model, away, replace(instruments, watcher=told), samples=before.samples)
+    assert len(told.lines) == 1, "once, before training"
+    found = compared(away, before, after)
+    json.dumps(found, allow_nan=False)
+    assert found["not_measured"] == {"loss": "nothing in it has a positive weight"}
 
 
 def test_the_budget_takes_a_seeded_subset_and_says_so(make, model, instruments, monkeypatch):

@@ -36,6 +36,27 @@ def test_losses_are_those_of_each_sample_alone(model, each_arrangement):
         assert count == weights[1:].sum()
 
 
+def test_only_what_has_a_positive_weight_is_measured(model, each_arrangement):
+    """A negative weight would make the count, which everything is divided by, zero or less."""
+    chosen = samples()
+    rng = np.random.default_rng(1)
+    pushed = [(s, np.where(rng.random(len(w)) < 0.3, -2.0, w)) for s, w in chosen]
+    clipped = [(s, np.where(w > 0, w, 0.0)) for s, w in pushed]
+    found, expected = (sample_losses(model, each, each_arrangement) for each in (pushed, clipped))
+    assert np.array_equal(found.total, expected.total)
+    assert np.array_equal(found.count, [w[1:].sum() for _, w in clipped])
+    assert all((weights < 0).any() for _, weights in pushed if len(weights) > 30)
+
+
+def test_a_sample_without_positive_weights_counts_nothing(model, each_arrangement):
+    (first, ones), *rest = samples()
+    found = sample_losses(model, [(first, -np.ones(len(first))), *rest], each_arrangement)
+    assert (found.total[0], found.count[0]) == (0, 0)
+    assert np.isfinite(found.value)
+    alone = sample_losses(model, [(first, np.minimum(ones, 0.0) - 1.0)], each_arrangement)
+    assert (alone.total.tolist(), alone.count.tolist()) == ([0], [0])
+
+
 def test_measuring_leaves_the_mode_and_makes_no_gradients(model, instruments):
     model.train()
     sample_losses(model, samples(), instruments)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.models import tiny, tiny_gpt2
 
-from frisket.adapt.peft import Ia3, Lora
+from frisket.adapt.peft import Ia3, Lora, Peft
 from frisket.errors import UnsupportedError
 from frisket.hf.attention import own_attention
 from frisket.hf.heads import head_of
@@ -61,9 +61,17 @@ def test_lora_on_the_head_gives_pefts_own_logits(family, knobs):
     assert (head.logits(out.hidden_states[-1][0]) - out.logits[0]).abs().max() <= 1e-5
 
 
-@pytest.mark.parametrize("method", [Lora(rank=2, where="head", dora=True), Ia3(where=["*.k_proj", "lm_head"])])
+@pytest.mark.parametrize(
+    "method",
+    [
+        Lora(rank=2, where="head", dora=True),
+        Ia3(where=["*.k_proj", "lm_head"]),
+        Peft(peft_type="LORA", where="head", options={"lora_bias": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:`lora_bias=True` was passed")
 def test_other_adapters_on_the_head_are_refused(method):
     model = tiny(dtype=torch.float32)
     method.attach(model, torch.Generator().manual_seed(0))
-    with pytest.raises(UnsupportedError, match=r"neither a plain linear layer nor one with plain LoRA.\n.*all-linear"):
+    with pytest.raises(UnsupportedError, match=r"LoRA with dora or with a bias of its own is not plain.\n.*all-linear"):
         head_of(model)

@@ -60,9 +60,43 @@ def test_every_name_of_another_tool_leads_to_its_knob() -> None:
         ("train.step_tokens=-1", "= -1 (override) must be a whole number above 0", "train.step_tokens=32768"),
         ("train.final_rate=2", "must be a number of at least 0 and of at most 1", "train.final_rate=0.0"),
         ("train.epochs=x", "must be a number above 0 or null", "train.epochs=null"),
-        ("train.clip=.inf", "must be a number", "train.clip=1.0"),
+        ("train.clip=.inf", "must be a finite number", "train.clip=1.0"),
         ("train.betas=[a, 1]", "train.betas.0 = 'a' (override) must be a valid number", "train.betas=[0.9, 0.999]"),
         ("supervise.policy=asistant", "must be 'assistant', 'completion', 'last-turn'", "supervise.policy=assistant"),
+        (
+            "supervise.roles={asistant: 1}",
+            "supervise.roles.asistant (override): the key 'asistant' must be 'bos', 'template', 'system', 'user', ",
+            "supervise.roles.assistant=1",
+        ),
+        ("supervise.roles.asistant=0.5", "(weights by provenance, instead", "supervise.roles.assistant=0.5"),
+        ("supervise.roles={asistant: .nan}", "the key 'asistant' must be", "supervise.roles.assistant=1"),
+        (
+            "adapt={method: peft, peft_type: VERA, options: {3: 1}}",
+            "the key 3 must be text (fields",
+            "adapt.options={}",
+        ),
+        (
+            "supervise.roles={wibble: 1}",
+            "supervise.roles.wibble (override): the key 'wibble' must be",
+            "supervise.roles={}",
+        ),
+        ("supervise.roles={3: 1}", "supervise.roles.3 (override): the key 3 must be", "supervise.roles={}"),
+        (
+            "supervise.roles={assistant: .nan}",
+            "supervise.roles.assistant = NaN (override) must be a finite number",
+            "supervise.roles.assistant=1",
+        ),
+        (
+            "supervise.roles={assistant: fast}",
+            "supervise.roles.assistant = 'fast' (override) must be a number",
+            "supervise.roles.assistant=1",
+        ),
+        ("supervise.roles=3", "supervise.roles = 3 (override) must be a mapping", "supervise.roles={}"),
+        (
+            "supervise.rules=[{roles: [asistant], weight: 1}]",
+            "supervise.rules.0.roles.0 = 'asistant' (override) must be 'bos', 'template'",
+            "supervise.rules.0.roles=null",
+        ),
         ("adapt.method=loar", "must be one of full, lora", "adapt.method=lora"),
         ("adapt.method=peft", "adapt.peft_type is required", "adapt.peft_type=…"),
         ("adapt.where=3", "must be text or a list", "adapt.where=all-linear"),
@@ -93,8 +127,17 @@ def test_an_unfit_value_is_named_with_what_is_required_and_a_fix(word: str, mess
     assert fix in last
 
 
+ROLES = tuple(f"supervise.roles={{{entry}}}" for entry in ("asistant: 1", "wibble: 1", "assistant: .nan", "tool: fast"))
+
+
 def test_the_fixes_work() -> None:
-    for wrong in ("train.learning_rate=fast", "supervise.policy=asistant", "train.betas=[a, 1]", "adapt.method=loar"):
+    for wrong in (
+        "train.learning_rate=fast",
+        "supervise.policy=asistant",
+        "train.betas=[a, 1]",
+        "adapt.method=loar",
+        *ROLES,
+    ):
         load_recipe(None, [refused(wrong).splitlines()[-1]])
 
 

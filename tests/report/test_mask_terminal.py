@@ -38,6 +38,13 @@ def test_with_colour_taught_tokens_stand_on_it(rows):
     assert "(pushed away)" in text
 
 
+@pytest.mark.parametrize("colours", [True, False])
+def test_the_key_names_parts_of_characters_where_there_are_any(packed, sample_tokens, colours):
+    whole, part = (packed([sample_tokens("one", word, 1.0)]) for word in ("two", "\ufffd\u65e5"))
+    assert "; � part of a character\n" in printed([whole, part], colours=colours)
+    assert "part of a character" not in printed([whole], colours=colours)
+
+
 def test_no_color_is_obeyed(rows, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_COLOR", "1")
     file = io.StringIO()

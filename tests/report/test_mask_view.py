@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from frisket.report.mask_data import PolicyView, RowView, Target, largest_weight, level, totals, visible
+from frisket.report.mask_data import PolicyView, RowView, Target, Window, largest_weight, level, totals, visible
 from frisket.report.mask_view import mask_fragment, mask_view
 from frisket.types import Leaf
 
@@ -286,6 +286,25 @@ def test_a_cap_is_said_at_the_top(rows, read):
 )
 def test_what_cannot_be_seen_is_made_visible(piece, shown):
     assert visible(piece) == shown
+
+
+def test_lines_break_after_newlines_and_nowhere_else(packed):
+    html = mask_fragment([packed([[("a↵\n\u0301", "user", 0.0), ("↵", "user", 0.0), ("\n\n", "user", 1.0)]])])
+    assert "<i>a↵↵<br>◌\u0301</i> <i>↵</i> " in html
+    assert "<b>↵<br>↵<br></b> " in html
+
+
+def test_the_page_says_what_another_policy_keeps(read):
+    said = "Any other policy is shown with the recipe's own roles, rules and weights."
+    assert said in read(mask_fragment([forest()])).text
+    alone = replace(forest(), policies={"assistant": forest().own})
+    assert said not in read(mask_fragment([alone])).text
+
+
+def test_the_script_knows_the_window(read):
+    assert blob(read(mask_fragment([forest()])))["rows"][0]["window"] is None
+    windowed = replace(forest(), window=Window(128, 12, 24))
+    assert blob(read(mask_fragment([windowed])))["rows"][0]["window"] == [128, 12, 24]
 
 
 def test_page_can_be_written_as_utf8_whatever_the_pieces(packed, read):

@@ -158,7 +158,7 @@ def test_a_method_that_cannot_be_packed_is_told_everywhere(small_model, shared, 
     heard = Listening()
     summary = train(wanted, out=tmp_path / "out", watcher=heard)
     assert summary["tokens"]["shared"] == 0
-    assert any("peft is not shown to be exact in packed rows" in text for text in heard.said)
+    assert any("PSOFT is not shown to be exact in packed rows" in text for text in heard.said)
 
 
 @pytest.mark.parametrize("backend", ["varlen", "flex"])

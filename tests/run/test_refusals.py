@@ -9,11 +9,10 @@ from torch import nn
 
 from frisket.errors import CheckError, ConfigError, DataError, UnsupportedError
 from frisket.recipe import Recipe
-from frisket.run import export, finishing, folder, open_run, prepare, train
+from frisket.run import export, finishing, folder, open_run, train
 from frisket.run.opening import open_folder
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
-from frisket.types import Ledger
 from frisket.watch import Silent
 
 
@@ -89,11 +88,6 @@ def test_a_lock_of_another_machine_and_a_race_are_refused(small_model, data, tmp
         folder.look(out, wanted, resume=True)
     with pytest.raises(ConfigError, match="was taken by another run meanwhile"), folder.claimed(out, wanted):
         raise AssertionError("the folder was claimed twice")
-
-
-def test_a_ledger_that_does_not_balance_stops_the_run():
-    with pytest.raises(ConfigError, match="the ledger does not balance: 5 tokens were read but 3"):
-        prepare._check_balance([Ledger(read=5, dropped=3)])
 
 
 def test_a_checkpoint_of_other_tensors_is_refused():

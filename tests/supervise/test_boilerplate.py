@@ -78,6 +78,14 @@ def test_a_system_prompt_that_never_changes_is_left_out_as_a_whole():
     assert mask.tolist() == [False, True, True, True, True, *[False] * 6]
 
 
+def test_constant_text_may_be_as_long_as_it_likes():
+    system = tuple(range(1000, 6000))
+    samples = [sample([i], system=system) for i in range(100, 112)]
+    (phrase,) = find_phrases(samples)
+    assert phrase.ids == system
+    assert constant_text(samples[0], [phrase]).sum() == len(system)
+
+
 def test_only_the_same_provenance_counts():
     phrase = Phrase(P.SYSTEM, "start", tuple(HEAD), 1, 1)
     assert not constant_text(source(1)[0], [phrase]).any()
@@ -122,5 +130,8 @@ def test_given_texts_become_the_tokens_that_lie_inside_them():
 
 
 def test_a_given_text_that_no_prompt_has_is_an_error():
-    with pytest.raises(ConfigError, match=r"no prompt of the data begins or ends with 'Below'.\n.*frisket plan"):
+    with pytest.raises(
+        ConfigError,
+        match=r"supervise.boilerplate: no prompt of the source begins or ends with 'Below'.\n.*frisket plan",
+    ):
         phrases_of(["Below"], source(3), lambda ids: " ".join(map(str, ids)))

@@ -170,10 +170,14 @@ def test_each_token_has_at_least_one_rule_and_the_folded_weight(roles, policy, s
 @pytest.mark.parametrize(
     ("roles", "turns", "reason"),
     [
-        ([P.BOS, P.TEMPLATE, P.USER], [-1, 0, 0], "nothing is supervised under `assistant`: it ends with a user token"),
-        ([P.BOS, P.TOOL_RESULT, P.TEMPLATE], [-1, 0, -1], "it ends with a tool result token"),
+        (
+            [P.BOS, P.TEMPLATE, P.USER],
+            [-1, 0, 0],
+            "nothing is supervised under `assistant`: its last written token is of the user",
+        ),
+        ([P.BOS, P.TOOL_RESULT, P.TEMPLATE], [-1, 0, -1], "its last written token is of the tool result"),
         ([P.BOS], [-1], "nothing is supervised under `assistant`$"),
-        ([P.ASSISTANT], [0], "it ends with a assistant token"),
+        ([P.ASSISTANT], [0], "every token that `assistant` teaches has weight 0"),
     ],
 )
 def test_why_a_sample_cannot_be_taught(roles, turns, reason):
@@ -187,13 +191,17 @@ def test_a_sample_that_can_be_taught_is_no_problem():
 
 
 def test_a_sample_whose_data_takes_every_weight_away_is_a_problem():
-    assert problem_of(sequence(said=[0.0] * len(ROLES)), teaching(policy="all"))
+    reason = problem_of(sequence(said=[0.0] * len(ROLES)), teaching(policy="all"))
+    assert reason == "every token that `all` teaches has weight 0, by the data or by the recipe"
 
 
 def test_an_answer_without_its_end_token_is_a_problem_unless_asked_for():
     silent = {"policy": "roles", "roles": {"assistant": 1}}
     reason = problem_of(sequence(), teaching(**silent))
     assert reason == "message 2 (assistant) is taught without its end token; the model would not stop"
+    elsewhere = NOTHING.copy()
+    elsewhere[2] = 0.5
+    assert problem_of(sequence(said=elsewhere), teaching(**silent)) == reason
     assert problem_of(sequence(), teaching(policy="roles", roles={"assistant": 1, "end_of_turn": 0})) is None
     assert problem_of(sequence(), teaching(rules=({"roles": ["end_of_turn"], "weight": 0},))) is None
 

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tests.models import VOCAB
 
 from frisket.attend.pack import pack
+from frisket.supervise.boilerplate import Phrase
 from frisket.supervise.policies import POLICIES, Teaching, token_weights
 from frisket.supervise.predictions import path_between, predictions
 from frisket.supervise.settings import TeachSettings
-from frisket.types import PADDING_SEGMENT, Provenance, Sequence
+from frisket.types import OWN_WEIGHT, PADDING_SEGMENT, Provenance, Sequence
 
 ARRANGEMENTS = ("padded", "isolated", "forest", "mask-free", "alone")
 
@@ -33,6 +34,7 @@ def relatives(seed, count):
                 for theirs, mine in ((other.input_ids, ids), (other.roles, roles), (other.turns, turns))
             )
         said = np.where(rng.random(len(ids)) < 0.2, rng.normal(size=len(ids)).round(2), np.nan)
+        own = np.where(rng.random(len(ids)) < 0.5, OWN_WEIGHT, 0)
         made.append(
             Sequence(
                 f"s{index}",
@@ -40,7 +42,7 @@ def relatives(seed, count):
                 ids.astype(np.int32),
                 roles.astype(np.uint8),
                 turns.astype(np.int32),
-                np.zeros(len(ids), np.uint32),
+                own.astype(np.uint32),
                 said,
             )
         )
@@ -86,8 +88,11 @@ def _is_on(rows, leaf, segment):
 def test_each_weight_arrives_once_at_the_state_that_read_what_precedes_it(
     arrangement, seed, count, policy, prompt_weight
 ):
-    told = Teaching(TeachSettings(policy=policy, prompt_weight=prompt_weight, roles={"user": 0.3}))
     samples = relatives(seed, count)
+    rule = {"roles": ["assistant", "user"], "turns": "last", "weight": 0.5}
+    settings = TeachSettings(policy=policy, prompt_weight=prompt_weight, roles={"user": 0.3}, rules=[rule])
+    ids = tuple(samples[0].input_ids[-2:].tolist())
+    told = Teaching(settings, (Phrase(Provenance.USER, "end", ids, 9, 9),))
     weighted = {s.sample_id: (s, token_weights(s, told)) for s in samples}
     batches = pack(samples, arrangement, 24, 2)
     ours, truth = arrived(batches, weighted), wanted(weighted)

@@ -99,6 +99,16 @@ class MethodSettings(Section):
         was=("target_modules", "lora_target", "lora_target_modules"),
     )
 
+    @property
+    def label(self) -> str:
+        """What errors call the method."""
+        return type(self).__name__.lower()
+
+    @property
+    def packs(self) -> bool:
+        """Whether several samples may share a row, known before anything is loaded."""
+        return True
+
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
         """Put the method on the model; everything that does not move is frozen."""
         raise NotImplementedError

@@ -176,6 +176,16 @@ class Peft(_PeftMethod):
     peft_type: str = knob(..., "PEFT's name of the method, for example VERA")
     options: dict[str, Any] = knob({}, "fields of that method's configuration in PEFT")
 
+    @property
+    def label(self) -> str:
+        """PEFT's name of the method."""
+        return self.peft_type.upper()
+
+    @property
+    def packs(self) -> bool:
+        """Whether this type is on the list of those that were shown to be exact in packed rows."""
+        return self.label in PACKS
+
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
         """Put PEFT's layers in, and check that they left the base as it was.
 
@@ -372,6 +382,8 @@ def lora_of(module: nn.Module) -> tuple[nn.Module, tuple[Tensor, Tensor, float] 
     if module.disable_adapters or module.merged:
         return module.get_base_layer(), None
     (name,) = module.active_adapters
+    if module.lora_B[name].bias is not None:
+        return None
     down, up = module.lora_A[name].weight, module.lora_B[name].weight
     return module.get_base_layer(), (down, up, module.scaling[name])  # pyright: ignore[reportReturnType]
 

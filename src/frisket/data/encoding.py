@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, UInt8, UInt32
 
 from frisket.data.alignment import Encoding
+from frisket.data.formats import taught_answers
 from frisket.data.problem import BadSample
 from frisket.data.provenance import NO_TURN, Rendering
 from frisket.data.tokens import Codec, utf8
@@ -142,7 +143,7 @@ def _laid(waiting: _Waiting, codec: Codec) -> Batch:
     for number, rendering in waiting.renderings.items():
         try:
             if rendering is None:
-                places[number] = Place(None, _ready_made(waiting.conversations[number]), True)
+                places[number] = Place(None, _ready_made(waiting.conversations[number], codec), True)
             elif number in found:
                 places[number] = Place(rendering, *found[number])
             else:
@@ -154,8 +155,13 @@ def _laid(waiting: _Waiting, codec: Codec) -> Batch:
     return _painted(waiting.conversations, problems, places, codec)
 
 
-def _ready_made(conversation: Conversation) -> Encoding:
-    ids = np.array(conversation.input_ids, np.int32)
+def _ready_made(conversation: Conversation, codec: Codec) -> Encoding:
+    given = conversation.input_ids or ()
+    strange = {each for each in set(given) if not codec.has_token(each)}
+    if strange:
+        place = next(place for place, each in enumerate(given) if each in strange)
+        raise BadSample(f"input_ids[{place}] = {given[place]} is no token of this tokenizer (0 to {codec.size - 1})")
+    ids = np.array(given, np.int32)
     numbers = np.arange(len(ids), dtype=np.int32)
     return Encoding(ids, numbers, numbers + 1)
 
@@ -316,14 +322,21 @@ def _data_weights(
 
 
 def _message_weights(conversation: Conversation, roles: np.ndarray, turns: np.ndarray) -> np.ndarray:
-    """A weight on a message replaces the policy's on everything that the message wrote and on its end token."""
+    """A weight on a message replaces the policy's on everything that the message wrote and on its end token.
+
+    A sample that was made for one turn teaches nothing up to the answer before it, whatever the policy: a sample of
+    its own taught that. So every message is taught once by the samples of one conversation. Exceptions: what stands
+    behind the last taught answer is in no sample, and what the template writes behind the last message of a sample
+    (a newline in ChatML) comes again before the next message.
+    """
     weights = np.full(len(roles), np.nan)
     written = np.isin(roles, _WRITTEN_ROLES)
     for turn, message in enumerate(conversation.messages):
         if message.weight is not None:
             weights[written & (turns == turn)] = message.weight
-    if conversation.taught_turn is not None:
-        weights[np.isin(roles, ANSWER_ROLES) & (turns != conversation.taught_turn)] = 0.0
+    earlier = taught_answers(conversation.messages[: conversation.taught_turn or 0])
+    if earlier:
+        weights[turns <= earlier[-1]] = 0.0
     return weights
 
 

@@ -1,5 +1,6 @@
 """Records of any format in use to conversations; the format is detected from the columns and said."""
 
+import math
 from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
@@ -23,9 +24,15 @@ _ALPACA = (
     "### Instruction:\n{instruction}\n\n### Response:"
 )
 _KNOWN = (
-    "messages; conversations; instruction + output; prompt + completion; text; input_ids; chosen + rejected "
-    "(with prompt, messages or conversations)"
+    "messages; conversations; instruction + output; prompt + completion; text; input_ids (with labels, weights, "
+    "loss_mask, completion_mask or assistant_masks); chosen + rejected (with prompt, messages or conversations)"
 )
+_TOKEN_MASKS = (
+    "loss_mask",
+    "completion_mask",
+    "assistant_masks",
+)  # what other tools call 0/1 masks of ready-made tokens
+_TOKEN_WEIGHTS = ("weights", *_TOKEN_MASKS)
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,7 @@ def _columns(format: str, columns: Mapping[str, Any], settings: SourceSettings) 
         return {"system": "system", "tools": "tools", "prompt": context, "chosen": "chosen", "rejected": "rejected"}
     if format == "text":
         return {"text": settings.text or "text"}
-    return {"input_ids": "input_ids", "labels": "labels", "attention_mask": "attention_mask"}
+    return {name: name for name in ("input_ids", "labels", *_TOKEN_WEIGHTS, "attention_mask")}
 
 
 def _messages(base: Conversation, values: Mapping[str, Any], layout: _Layout) -> Conversation:
@@ -266,14 +273,51 @@ def _preference(base: Conversation, values: Mapping[str, Any], layout: _Layout, 
 
 def _tokens(base: Conversation, values: Mapping[str, Any]) -> Conversation:
     ids = _integers(values["input_ids"], "input_ids")
+    weights = _token_weights(values, len(ids))
     if values["labels"] is None:
-        return replace(base, input_ids=ids)
+        return replace(base, input_ids=ids, token_weights=weights)
     labels = _integers(values["labels"], "labels")
-    if len(labels) != len(ids):
-        raise BadSample(f"labels has {len(labels)} entries and input_ids {len(ids)}; they must be of one length")
+    _refuse_other_length("labels", labels, len(ids))
     if any(label not in (-100, token) for label, token in zip(labels, ids, strict=True)):
         raise BadSample("a label is neither -100 nor the token at its place; labels must not be shifted")
-    return replace(base, input_ids=ids, token_weights=tuple(0.0 if label == -100 else 1.0 for label in labels))
+    pairs = zip(labels, weights or (1.0,) * len(ids), strict=True)
+    return replace(
+        base, input_ids=ids, token_weights=tuple(0.0 if label == -100 else weight for label, weight in pairs)
+    )
+
+
+def _token_weights(values: Mapping[str, Any], size: int) -> tuple[float, ...] | None:
+    """What a column says that each ready-made token teaches with."""
+    given = [column for column in _TOKEN_WEIGHTS if values[column] is not None]
+    if not given:
+        return None
+    if len(given) > 1:
+        raise BadSample(f"there are two columns of token weights, '{given[0]}' and '{given[1]}'; keep one of them")
+    column = given[0]
+    raw = values[column]
+    if not isinstance(raw, (list, tuple)):
+        shown = repr(raw)[:40]
+        raise BadSample(f"{column} is {shown}; it must be a list of numbers, one for each token of input_ids")
+    _refuse_other_length(column, raw, size)
+    return tuple(_token_weight(value, f"{column}[{place}]", column in _TOKEN_MASKS) for place, value in enumerate(raw))
+
+
+def _token_weight(value: Any, where: str, is_mask: bool) -> float:
+    shown = repr(value)[:40]
+    try:
+        weight = float(value) if isinstance(value, (bool, int, float)) else math.nan
+    except OverflowError:  # a whole number beyond the range of floats
+        weight = math.inf
+    if not math.isfinite(weight):
+        raise BadSample(f"{where} is {shown}; it must be a finite number")
+    if is_mask and weight not in (0.0, 1.0):
+        raise BadSample(f"{where} is {shown}; it must be 0 or 1 (other numbers go under 'weights')")
+    return weight
+
+
+def _refuse_other_length(column: str, given: Seq[Any], size: int) -> None:
+    if len(given) != size:
+        raise BadSample(f"{column} has {len(given)} entries and input_ids {size}; they must be of one length")
 
 
 def _integers(raw: Any, column: str) -> tuple[int, ...]:
@@ -315,7 +359,7 @@ def _answers_alone(conversation: Conversation) -> list[Conversation]:
 
 def _turns(conversation: Conversation) -> list[Conversation]:
     """A sample for each taught assistant turn, ending at it; a rejected answer stays with the last."""
-    taught = [i for i, m in enumerate(conversation.messages) if m.role == "assistant" and m.weight != 0]
+    taught = taught_answers(conversation.messages)
     if not taught:
         return [conversation]
     return [
@@ -328,6 +372,11 @@ def _turns(conversation: Conversation) -> list[Conversation]:
         )
         for number, turn in enumerate(taught, 1)
     ]
+
+
+def taught_answers(messages: Seq[Message]) -> list[int]:
+    """Messages of the assistant that the data does not say are worth nothing: each is a turn of its own."""
+    return [number for number, each in enumerate(messages) if each.role == "assistant" and each.weight != 0]
 
 
 def _turn_id(conversation: Conversation, number: int, count: int) -> str:

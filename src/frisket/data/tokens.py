@@ -19,6 +19,7 @@ from frisket.data.problem import BadSample
 # Stands for a special token while the text around it is encoded with special tokens switched off. An added token
 # splits the text just as the special token does, so a Metaspace that marks only the first piece behaves the same.
 STAND_IN = "\U0010fffd"
+_LARGEST_ID = 2**31 - 1  # ids are stored as int32
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,15 @@ class Codec:
     @cached_property
     def _marks_space(self) -> bool:
         return self._bytes is not None and self._bytes.marks_space
+
+    @cached_property
+    def size(self) -> int:
+        """How many ids the tokenizer has, added tokens included."""
+        return self._plain.get_vocab_size()
+
+    def has_token(self, token_id: int) -> bool:
+        """Whether ``token_id`` is one of them; a vocabulary may have gaps."""
+        return 0 <= token_id <= _LARGEST_ID and self._plain.id_to_token(token_id) is not None
 
     def knows(self, token: str) -> bool:
         """Whether ``token`` is one special token."""

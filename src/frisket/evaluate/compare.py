@@ -84,12 +84,25 @@ def intervals(measures: Sequence[Measure], seed: int = 0) -> tuple[list[Interval
 
 
 def one_side(measures: Measures, seed: int = 0) -> dict:
-    """Figures and intervals as ``summary.json`` holds one side: ``{"loss": …, "loss_interval": [low, high]}``."""
+    """Figures and intervals as ``summary.json`` holds one side: ``{"loss": …, "loss_interval": [low, high]}``.
+
+    What has no figure is left out and named under ``not_measured``, as in ``comparison``.
+    """
+    missing = unmeasured(measures)
     side: dict = {}
-    for name, measure in measures.items():
-        (interval,), _ = intervals([measure], seed)
-        side |= _entry(name, measure.value, interval)
-    return side
+    for name in (name for name in measures if name not in missing):
+        (interval,), _ = intervals([measures[name]], seed)
+        side |= _entry(name, measures[name].value, interval)
+    return side | _not_measured(missing)
+
+
+def unmeasured(measures: Measures) -> dict[str, str]:
+    """The measures that have no figure, and why."""
+    return {
+        name: "it is not finite" if measure.count.sum() else "nothing in it has a positive weight"
+        for name, measure in measures.items()
+        if not np.isfinite(measure.value)
+    }
 
 
 def comparison(before: Measures, after: Measures, groups: Sequence[str] | None = None, seed: int = 0) -> dict:
@@ -102,8 +115,10 @@ def comparison(before: Measures, after: Measures, groups: Sequence[str] | None =
         seed: of the resamples.
 
     Returns:
-        ``{"samples", "before", "after", "difference", "groups"?}``; ``difference`` is after minus before, with its own
-        interval and ``<name>_verdict``: better, worse, or same where the interval holds 0.
+        ``{"samples", "before", "after", "difference", "not_measured"?, "groups"?}``; ``difference`` is after minus
+        before, with its own interval and ``<name>_verdict``: better, worse, or same where the interval holds 0.
+        A measure that has no figure on one of the sides is on none of them: ``not_measured`` has its name and why
+        (JSON has no NaN).
 
     Raises:
         ValueError: the two sides are not of the same units.
@@ -112,14 +127,16 @@ def comparison(before: Measures, after: Measures, groups: Sequence[str] | None =
     if set(before) != set(after) or any(b != a for b, a in sizes.values()):
         raise ValueError(f"before and after are not of the same units: {sizes}, after has {sorted(after)}")
     sides: dict[str, dict] = {"before": {}, "after": {}, "difference": {}}
-    for name in before:
+    missing = unmeasured(before) | unmeasured(after)
+    for name in (name for name in before if name not in missing):
         pair = (before[name], after[name])
         (low, high), difference = intervals(pair, seed)
         sides["before"] |= _entry(name, pair[0].value, low)
         sides["after"] |= _entry(name, pair[1].value, high)
         sides["difference"] |= _entry(name, pair[1].value - pair[0].value, difference)
         sides["difference"][f"{name}_verdict"] = verdict(name, difference)
-    found = {"samples": max((len(measure) for measure in before.values()), default=0), **sides}
+    samples = max((len(measure) for measure in before.values()), default=0)
+    found = {"samples": samples, **sides, **_not_measured(missing)}
     return found if groups is None else found | {"groups": _by_group(before, after, groups, seed)}
 
 
@@ -174,6 +191,10 @@ def _by_group(before: Measures, after: Measures, groups: Sequence[str], seed: in
         sides = [{name: measure.at(units) for name, measure in side.items()} for side in (before, after)]
         found[group] = comparison(sides[0], sides[1], seed=seed)
     return found
+
+
+def _not_measured(missing: Mapping[str, str]) -> dict:
+    return {"not_measured": dict(missing)} if missing else {}
 
 
 def _entry(name: str, value: float, interval: Interval) -> dict:

@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from frisket.errors import ConfigError
 from frisket.evaluate.answers import Answered, SwitchedOff, base_answers, divergences, kept_of
 from frisket.evaluate.budget import shuffled, spend
-from frisket.evaluate.compare import Measure, comparison, joined
+from frisket.evaluate.compare import Measure, comparison, joined, unmeasured
 from frisket.evaluate.divergence import KEPT, Kept
 from frisket.evaluate.losses import Instruments, sample_losses
 from frisket.evaluate.settings import ForgettingSettings
@@ -132,6 +132,8 @@ def measure_base(
         label = f"{forgetting.settings.name}: {name}"
         chosen[name], losses = _losses_within(model, samples, instruments, next(shares), seed, label)
         measures[name] = _in_unit(forgetting, name, losses, chosen[name])
+    for name, why in unmeasured(measures).items():
+        instruments.watcher.say(f"{forgetting.settings.name}: {name} is not measured: {why}")
     kept = tuple(kept_of(model, answered, instruments)) if keep_base else None
     return BaseScores(tuple(answered), kept, chosen, measures)
 

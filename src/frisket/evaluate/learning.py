@@ -11,7 +11,7 @@ from jaxtyping import Float64
 
 from frisket.errors import ConfigError, DataError, gather, nearest
 from frisket.evaluate.budget import shuffled, spend
-from frisket.evaluate.compare import Measure, comparison, joined
+from frisket.evaluate.compare import Measure, comparison, joined, unmeasured
 from frisket.evaluate.losses import Instruments, sample_losses
 from frisket.evaluate.settings import LearningSettings
 from frisket.generate.sample import generate
@@ -140,7 +140,10 @@ def measure(
             f"{learning.settings.name}: {done:,} of {total:,} samples (seeded) fit in {seconds:.0f} s; "
             "more with evaluate.budget_seconds"
         )
-    return _in_order(parts)
+    scores = _in_order(parts)
+    for name, why in unmeasured(scores.measures).items() if samples is None else ():
+        instruments.watcher.say(f"{learning.settings.name}: {name} is not measured: {why}")
+    return scores
 
 
 def compared(learning: LearningSet, before: LearningScores, after: LearningScores, seed: int = 0) -> dict:

@@ -53,13 +53,17 @@ def sample_losses(
 ) -> Measure:
     """Weighted loss and weight of each sample, in nats, summed over its tokens, in the order given.
 
+    Measured are the predictions with a weight above 0, with these weights. A negative weight asks that a token be
+    less likely: its loss has no part in a mean of what is to become likely, and would take the count to 0 or below.
+    A sample without a positive weight has total and count 0.
+
     Args:
         model: a causal language model of transformers on frisket's attention.
         samples: sequence, and weight of each of its tokens as a target; sample ids differ.
         instruments: how to lay out and compute.
         progress: told how many samples were finished since its last call.
     """
-    by_id = {sequence.sample_id: (sequence, weights) for sequence, weights in samples}
+    by_id = {sequence.sample_id: (sequence, np.maximum(weights, 0.0)) for sequence, weights in samples}
     order = {sample_id: index for index, sample_id in enumerate(by_id)}
     total, count = np.zeros(len(samples)), np.zeros(len(samples))
     with measuring(model):

@@ -26,8 +26,9 @@ def head_of(model: PreTrainedModel) -> Head:
         low_rank = None if factors is None else LowRank(*factors)
     if type(module) is not nn.Linear:
         raise UnsupportedError(
-            f"the output head is a {type(module).__name__}, neither a plain linear layer nor one with plain LoRA.\n"
-            "Keep other adapters off it: adapt.where=all-linear."
+            f"the output head ({type(module).__module__}.{type(module).__name__}) is neither a plain linear layer nor "
+            "one with plain LoRA; LoRA with dora or with a bias of its own is not plain.\n"
+            "Keep other adapters off the head: adapt.where=all-linear."
         )
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere multiplies

@@ -43,6 +43,14 @@ class PolicyView:
     targets: Sequence[Sequence[Target]]
 
 
+class Window(NamedTuple):
+    """``windowed`` of ``layers`` attention layers see only the nearest ``tokens`` of a path, their own included."""
+
+    tokens: int
+    windowed: int
+    layers: int
+
+
 class Span(NamedTuple):
     """One segment of a row.
 
@@ -76,6 +84,7 @@ class RowView:
         sources: index of the data source by sample id; 0 where it is missing.
         provenance: name of each token's provenance.
         policies: by the name of the policy; the recipe's own weights come first.
+        window: the model's sliding window; None where every layer sees all that the row allows.
     """
 
     pieces: Sequence[str]
@@ -88,6 +97,7 @@ class RowView:
     sources: Mapping[str, int]
     provenance: Sequence[str]
     policies: Mapping[str, PolicyView]
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         lengths = {n: len(getattr(self, n)) for n in ("pieces", "ids", "positions", "segments", "provenance")}
@@ -295,6 +305,7 @@ def _row_facts(row: RowView, rules: dict[tuple[str, ...], int], names: dict[str,
             for span in row.spans
         ],
         "policies": [_policy_facts(row, view, rules) for view in row.policies.values()],
+        "window": row.window,
     }
 
 

@@ -51,13 +51,15 @@ def print_rows(rows: Sequence[RowView], console: Console, *, note: str | None = 
 
 
 def _key(rows: Sequence[RowView], scale: float, coloured: bool) -> Text:
+    has_parts = any("\ufffd" in piece for row in rows for piece in row.pieces)
+    parts = "; \ufffd part of a character" if has_parts else ""
     if not coloured:
-        return Text("⟦taught⟧ with weight 1, ⟦0.5: taught⟧ with another; ‹provenance›; all else is not taught")
+        return Text(f"⟦taught⟧ with weight 1, ⟦0.5: taught⟧ with another; ‹provenance›; all else is not taught{parts}")
     key = Text.assemble((" abc ", "dim"), " not taught")
     for name, words in legend(rows, scale):
         key.append("   ").append(" abc ", _style(-1.0 if name[0] == "n" else 1.0, int(name[1]))).append(f" {words}")
         key.append(" (pushed away)" if name[0] == "n" else "")
-    return key
+    return key.append(parts)
 
 
 def _title(row: RowView, span: Span) -> Text:

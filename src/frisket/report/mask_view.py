@@ -102,9 +102,8 @@ def _lines(found: Sequence[Total]) -> list[list[str]]:
 
 def _token_html(piece: str, weight: float, scale: float) -> str:
     """A newline token breaks the line; a plain space after each token is where lines may break (see style.css)."""
-    text = str(escape(visible(piece)))
-    if "\n" in piece:
-        text = text.replace("↵", "↵<br>")
+    parts = piece.split("\n")  # what follows the last newline may be nothing
+    text = "↵<br>".join(str(escape(visible(part))) if part or len(parts) == 1 else "" for part in parts)
     step = level(weight, scale)
     if step == 0:
         return f"<i>{text}</i> "

@@ -11,12 +11,14 @@ _ANSWER = (Provenance.ASSISTANT, Provenance.REASONING, Provenance.TOOL_CALL)
 
 
 def advice_for(prepared: Prepared) -> list[tuple[str, Advice]]:
-    """Advice for each source, under the source's path."""
-    return [
-        (source.path, advice)
-        for index, source in enumerate(prepared.recipe.data)
-        for advice in advise(lengths_of(prepared, index), prepared.teaching[index].settings)
-    ]
+    """Advice for each source, under the source's path; its fix changes that source alone."""
+    found = []
+    for index, source in enumerate(prepared.recipe.data):
+        alone = len(prepared.recipe.data) == 1 and source.supervise is None
+        for advice in advise(lengths_of(prepared, index), prepared.teaching[index].settings):
+            fix = advice.fix if alone else f"data.{index}.{advice.fix}"
+            found.append((source.path, advice._replace(fix=fix)))
+    return found
 
 
 def lengths_of(prepared: Prepared, source: int) -> Lengths:

@@ -1,7 +1,6 @@
 """`frisket evaluate OUT`: measure a finished run again, perhaps on other sets."""
 
 from collections.abc import Sequence as Seq
-from dataclasses import replace
 from pathlib import Path
 
 from frisket.adapt import peft
@@ -34,8 +33,7 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     model = load.load_model(recipe.model, compute, device)
     attached = peft.load_adapter(model, folder / "adapter")
     load.cast_parameters(model, compute)
-    laying = prepared.laying if attached.packs else replace(prepared.laying, arrangement="alone")
-    sets = measuring.make_sets(prepared, model, laying, watcher, None)
+    sets = measuring.make_sets(prepared, model, prepared.laying, watcher, None)
     if sets is None:
         raise ConfigError(f"{folder}: the recipe says `evaluate: off`.\nName a set: evaluate.learning.0.name=hold-out")
     with attached.switched_off():

@@ -127,7 +127,7 @@ def environment(device: torch.device, compute: torch.dtype, fingerprint: str) ->
 def write_json(path: Path, value: object) -> None:
     """Write beside, then rename: a reader sees the old file or the new one."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 

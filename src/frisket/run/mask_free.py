@@ -127,7 +127,9 @@ def verdict(mask_free: Mapping, isolated: Mapping) -> dict:
     quality: dict[str, dict] = {}
     for name, entry in isolated.get("learning", {}).items():
         for measure in (m for m in entry["after"] if not m.endswith("_interval")):
-            mine, theirs = mask_free["learning"][name]["after"][measure], entry["after"][measure]
+            mine, theirs = mask_free["learning"][name]["after"].get(measure), entry["after"][measure]
+            if mine is None:  # not finite there, and named under `not_measured`
+                continue
             low, high = entry["after"][f"{measure}_interval"]
             quality[f"{name} {measure}"] = {
                 "mask_free": mine,

@@ -20,7 +20,8 @@ Places = set[tuple[int, str]]
 def overlap_of(prepared: Prepared, records: Records | None, watcher: Watcher) -> dict[str, dict[str, Any]]:
     """What each set of `evaluate.learning` shares with the training data; nothing where nothing is measured.
 
-    The data is read again, record by record, and no training sample is kept.
+    The data is read again, record by record, and no training sample is kept. Records are compared as they were written:
+    a header, a system prompt or examples that the recipe puts before each of them say nothing.
     """
     settings = prepared.recipe.evaluate
     if settings is None:
@@ -42,7 +43,7 @@ def _evaluated(prepared: Prepared, entry: LearningSettings, records: Records | N
         return _own(prepared, _places(prepared, prepared.dataset.held_out), records)
     path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
     source = SourceSettings(path=path, prompt=entry.prompt, completion=entry.completion, limit=entry.limit)
-    return (sample_text(item) for item in Source(source, 0) if not isinstance(item, Problem))
+    return (sample_text(item) for item in Source(_as_written(source), 0) if not isinstance(item, Problem))
 
 
 def _places(prepared: Prepared, samples: np.ndarray) -> Places:
@@ -53,9 +54,14 @@ def _places(prepared: Prepared, samples: np.ndarray) -> Places:
 
 def _own(prepared: Prepared, places: Places, records: Records | None) -> Iterator[SampleText]:
     for index, settings in enumerate(prepared.recipe.data):
-        for item in Source(settings, index, records[index] if records else None):
+        for item in Source(_as_written(settings), index, records[index] if records else None):
             if not isinstance(item, Problem) and (index, item.place) in places:
                 yield sample_text(item)
+
+
+def _as_written(settings: SourceSettings) -> SourceSettings:
+    changes = {"render": "chat", "system": None, "shots": None, "expand": "off", "without_prompt": False}
+    return settings.model_copy(update=changes)
 
 
 def _counted(texts: Iterable[SampleText], done: Any) -> Iterator[SampleText]:

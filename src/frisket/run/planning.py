@@ -1,13 +1,12 @@
 """`frisket plan`: what training would do, before paying for it."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from frisket import __version__
-from frisket.adapt.peft import PACKS
 from frisket.hf import load
 from frisket.recipe import Recipe
 from frisket.report.ledger import ledger_identities, named_ledgers
@@ -24,6 +23,8 @@ from frisket.supervise.advice import Advice
 from frisket.train.step import Laying, lay_out
 from frisket.types import Ledger, total
 from frisket.watch import Watcher
+
+_SHOWN = 160  # characters of constant text on the terminal; the page shows all
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,7 @@ class Plan:
             ("rows", f"{self.rows} in the first step, {100 * self.fill:.1f} % full"),
             ("teach", _taught(self.recipe)),
             ("model", f"{self.recipe.model.path}: {self.parameters:,} parameters{moving}"),
+            *((("stages", _stages(self.recipe)),) if self.recipe.stages else ()),
             ("rate", f"{peak_rate(self.recipe):g} ({self._rate_source()})"),
         ]
 
@@ -127,13 +129,20 @@ class Plan:
             counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in ledger.taught.items())
             told.append(f"  taught   {name}: {counts}")
         told += [
-            f"constant   {text.source}: {text.share:.0%} of {text.role} messages {text.side} with {text.text!r}"
+            f"constant   {text.source}: {text.share:.0%} of {text.role} messages {text.side} with {_short(text.text)}"
             for text in self.boilerplate
         ]
+        told += [f"constant   {path}: none was found, so nothing more is left out" for path in self._without_constant()]
         told += [f"overlap    {name}: {found['sentence']}" for name, found in self.overlap.items()]
         for path, advice in self.advice:
             told += [f"advice     {path}: {advice.text}", f"           {advice.source}; try {advice.fix}"]
         return told + ([] if self.page is None else [f"page       {self.page}"])
+
+    def _without_constant(self) -> list[str]:
+        """Sources whose policy leaves constant text out, and which have none."""
+        found = {text.source for text in self.boilerplate}
+        policies = {s.path: (s.supervise or self.recipe.supervise).policy for s in self.recipe.data}
+        return [path for path, policy in policies.items() if policy == "boilerplate" and path not in found]
 
     def named_ledgers(self) -> dict[str, Ledger]:
         """The ledger of each source, under a name of its own."""
@@ -162,10 +171,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     """
     mask_free.check(recipe)
     prepared = prepare(recipe, watcher)
-    moving, parameters, packs = _parameters(recipe, prepared)
-    if not packs and prepared.laying.arrangement not in ("alone", "padded"):
-        why = f"{recipe.adapt.method} is not shown to be exact in packed rows"
-        prepared = replace(prepared, laying=replace(prepared.laying, arrangement="alone"), why_so=why)
+    moving, parameters = _parameters(recipe, prepared)
     first = lay_out(
         [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
         prepared.laying,
@@ -214,6 +220,18 @@ def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
+def _short(text: str) -> str:
+    """A text as it is written in code, its middle left out where it is long."""
+    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}")
+
+
+def _stages(recipe: Recipe) -> str:
+    changed = sorted({key for stage in recipe.stages for key in stage if key != "continue"})
+    return (
+        f"{len(recipe.stages)}, which change {', '.join(changed) or 'nothing'}; planned here is the recipe without them"
+    )
+
+
 def _taught(recipe: Recipe) -> str:
     """The policy and the loss in words."""
     teach = recipe.supervise
@@ -235,13 +253,13 @@ def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:
     }
 
 
-def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, bool]:
-    """Moving and all parameters, counted without loading a weight; and whether the method takes packed rows."""
+def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
+    """Moving and all parameters, counted without loading a weight."""
     with torch.device("meta"):
         model = load.empty_model(prepared.config)
     parameters = sum(p.numel() for p in model.parameters())
     try:
         attached = recipe.adapt.attach(model, torch.Generator().manual_seed(0))
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        return None, parameters, recipe.adapt.method != "peft" or recipe.adapt.peft_type.upper() in PACKS
-    return sum(p.numel() for p in attached.parameters().values()), parameters, attached.packs
+        return None, parameters
+    return sum(p.numel() for p in attached.parameters().values()), parameters

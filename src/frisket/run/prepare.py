@@ -1,30 +1,30 @@
 """Recipe to tokens: everything of a run that needs no weights. Training, plan and view start here."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from frisket.attend.pack import Arrangement
 from frisket.data.build import build
 from frisket.data.chat import Template, load_template
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order, make_order
-from frisket.errors import ConfigError, DataError, UnsupportedError
-from frisket.hf.load import context_length, has_router_loss, layer_counts, load_config, load_tokenizer
+from frisket.errors import DataError
+from frisket.hf.load import context_length, load_config, load_tokenizer
 from frisket.recipe import Recipe
-from frisket.run.sharing import WORTH, computed_by_source, few_steps, sharing_of
-from frisket.supervise import policies
-from frisket.supervise.boilerplate import Phrase, find_phrases, phrases_of
-from frisket.supervise.loss import LossRule
+from frisket.run.arranging import laying_of
+from frisket.run.sharing import shared_by_source
+from frisket.run.teaching import Teacher, constant_text_of, say_unused, taught_ledgers
+from frisket.supervise.boilerplate import Phrase
+from frisket.supervise.loss import CROSS_ENTROPY, LossRule
 from frisket.supervise.policies import Teaching, rule_names, token_weights
 from frisket.supervise.predictions import Weighted
 from frisket.train.step import Laying
-from frisket.types import Ledger, Provenance, Sequence, total
+from frisket.types import Ledger, Sequence
 from frisket.watch import Watcher
 
 Records = Seq[Iterable[Mapping] | None]
@@ -82,22 +82,27 @@ class Prepared:
     def _constant_text(self) -> tuple[tuple[Phrase, ...], ...]:
         """The constant text of each source, also where its own policy does not ask for it."""
         return tuple(
-            teaching.phrases or _phrases(teaching, source, self.dataset, self.tokenizer)
+            teaching.phrases or constant_text_of(self.recipe, source, self._samples_of(source), self.tokenizer)
             for source, teaching in enumerate(self.teaching)
         )
 
+    def _samples_of(self, source: int) -> Iterator[Sequence]:
+        return self.dataset.walk(np.flatnonzero(self.dataset.source_of == source))
+
     def ledger_of_steps(self, steps: int) -> tuple[Ledger, ...]:
         """The ledgers with the tokens of the first ``steps`` steps; only a forest shares any."""
-        flat, computed = np.zeros((2, len(self.ledgers)), dtype=np.int64)
+        flat, computed, shared = np.zeros((3, len(self.ledgers)), dtype=np.int64)
         for step in islice(self.order.steps(), steps):
-            np.add.at(flat, self.dataset.source_of[step.samples], self.dataset.lengths[step.samples])
+            lengths, sources = self.dataset.lengths[step.samples], self.dataset.source_of[step.samples]
+            np.add.at(flat, sources, lengths)
             if self.laying.arrangement == "forest":
-                computed += computed_by_source(self.dataset, step, self.laying.row_tokens)
-        if self.laying.arrangement != "forest":
-            computed = flat
+                own, others = shared_by_source(self.dataset, step, self.laying.row_tokens)
+                computed, shared = computed + own, shared + others
+            else:
+                computed += np.bincount(sources, lengths, len(self.ledgers)).astype(np.int64)
         return tuple(
-            replace(ledger, flat=int(all_), computed=int(own), shared=int(all_ - own))
-            for ledger, all_, own in zip(self.ledgers, flat, computed, strict=True)
+            replace(ledger, flat=int(flat[i]), computed=int(computed[i]), shared=int(shared[i]))
+            for i, ledger in enumerate(self.ledgers)
         )
 
 
@@ -122,9 +127,10 @@ def prepare(
         ConfigError: nothing to train on.
         DataError: samples that cannot be used, gathered.
     """
-    told = _told(recipe)
     config = config or load_config(recipe.model)
     tokenizer = tokenizer or load_tokenizer(recipe.model)
+    teacher = Teacher(recipe, tokenizer)
+    say_unused(recipe, watcher)
     template = load_template(recipe.model.template, tokenizer)
     watcher.say(f"template   {template.name}")
     context = context_length(config)
@@ -135,7 +141,7 @@ def prepare(
         context=context,
         seed=recipe.train.seed,
         hold_out_default=_wants_hold_out(recipe) and not overfit,
-        problem_of=lambda sequence: policies.problem_of(sequence, told[sequence.source], recipe.supervise.normaliser),
+        check_of=teacher.check_of,
         watcher=watcher,
         records=records,
     )
@@ -147,57 +153,21 @@ def prepare(
     if not len(train):
         raise DataError("no sample is left to train on.\nLook at what was read: frisket view")
     order = _order(recipe, dataset, train, in_one_step=overfit is not None)
-    teaching = _teaching(told, dataset, tokenizer)
-    ledgers = _ledgers(teaching, dataset, train)
-    _check_balance(ledgers)
+    teaching = tuple(teacher.teaching)
+    ledgers = taught_ledgers(teaching, dataset, train)
     steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
-    laying, why = _laying(recipe, config, dataset, order)
+    laying, why = laying_of(recipe, config, dataset, order, _loss(recipe, watcher, plain=overfit is not None))
     return Prepared(recipe, config, tokenizer, template, dataset, order, laying, why, steps, teaching, ledgers, context)
 
 
-def _laying(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tuple[Laying, str]:
-    """Arrangement and backend, and why this arrangement.
-
-    Raises:
-        UnsupportedError: rows were asked for that this model cannot have.
-    """
-    attend = recipe.attend
-    if attend.backend in ("varlen", "flex"):
-        raise UnsupportedError(
-            f"attend.backend = '{attend.backend}' calls kernels of CUDA, and this version was written without a "
-            "device to run them on.\n"
-            "Use attend.backend=auto: grouped, which runs on any device."
+def _loss(recipe: Recipe, watcher: Watcher, *, plain: bool) -> LossRule:
+    """The loss of a prediction; ``--overfit`` judges by -log p, since the others hardly show what was learned."""
+    asked = LossRule(recipe.supervise.loss, recipe.supervise.label_smoothing)
+    if plain and asked != CROSS_ENTROPY:
+        watcher.warn(
+            "--overfit trains with plain cross-entropy: the loss of the recipe would not show what was learned"
         )
-    arrangement, why = _arrangement(attend.arrangement, attend.row_tokens, config, dataset, order)
-    backend = "grouped" if attend.backend == "auto" else attend.backend
-    loss = LossRule(recipe.supervise.loss, recipe.supervise.label_smoothing)
-    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss), why
-
-
-def _arrangement(asked: str, row_tokens: int, config: Any, dataset: Dataset, order: Order) -> tuple[Arrangement, str]:
-    recurrent = layer_counts(config).recurrent
-    if recurrent:
-        if asked not in ("auto", "padded"):
-            raise UnsupportedError(
-                f"attend.arrangement = '{asked}': the model has {recurrent} recurrent layers, which carry state from "
-                "sample to sample of a row.\n"
-                "Use attend.arrangement=auto: one sample a row, samples of one length together."
-            )
-        return "alone", f"the model has {recurrent} recurrent layers, which carry state from token to token"
-    if asked == "forest" and has_router_loss(config):
-        raise UnsupportedError(
-            "attend.arrangement = 'forest': the model's configuration asks for a router loss (output_router_logits), "
-            "whose means over tokens change where tokens are shared.\n"
-            "Use attend.arrangement=isolated."
-        )
-    if asked == "auto" and not has_router_loss(config):
-        saved = sharing_of(dataset, few_steps(order), row_tokens).saved
-        if saved >= WORTH:
-            return "forest", f"samples of a step share {100 * saved:.0f} % of their tokens: computed once"
-        return "isolated", f"a forest would save {100 * saved:.1f} %, less than {100 * WORTH:.0f} %"
-    if asked == "auto":
-        return "isolated", "the model's router loss takes means over tokens"
-    return cast(Arrangement, asked), "as the recipe says"
+    return CROSS_ENTROPY if plain else asked
 
 
 def count_steps(recipe: Recipe, order: Order) -> int:
@@ -229,69 +199,3 @@ def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: 
         seed=settings.seed,
         keep_families=settings.order == "families",
     )
-
-
-def _told(recipe: Recipe) -> tuple[Teaching, ...]:
-    """What the recipe says that each source teaches, before its constant text is known.
-
-    Raises:
-        ConfigError: settings that contradict one another.
-    """
-    policies.check(recipe.supervise)
-    if recipe.supervise.loss == "dft" and recipe.supervise.label_smoothing:
-        raise ConfigError(
-            "supervise.loss = 'dft' has no form with label smoothing.\nUse one of them: supervise.label_smoothing=0"
-        )
-    for number, source in enumerate(recipe.data):
-        if source.supervise is not None:
-            policies.check(source.supervise, f"data.{number}.supervise")
-    return tuple(Teaching(source.supervise or recipe.supervise) for source in recipe.data)
-
-
-def _teaching(told: Seq[Teaching], dataset: Dataset, tokenizer: Any) -> tuple[Teaching, ...]:
-    """The same with the constant text of the sources that leave it out."""
-    return tuple(
-        teaching._replace(phrases=_phrases(teaching, index, dataset, tokenizer))
-        if teaching.settings.policy == "boilerplate"
-        else teaching
-        for index, teaching in enumerate(told)
-    )
-
-
-def _phrases(teaching: Teaching, source: int, dataset: Dataset, tokenizer: Any) -> tuple[Phrase, ...]:
-    samples = (dataset[int(index)] for index in np.flatnonzero(dataset.source_of == source))
-    texts = teaching.settings.boilerplate
-    return find_phrases(samples) if texts == "auto" else phrases_of(texts, samples, tokenizer.decode)
-
-
-def _ledgers(teaching: Seq[Teaching], dataset: Dataset, train: np.ndarray) -> tuple[Ledger, ...]:
-    """Add to each source's ledger what its training samples teach, by provenance."""
-    kinds = len(Provenance)
-    taught, untaught = np.zeros((2, len(dataset.ledgers), kinds), dtype=np.int64)
-    for sequence in dataset.walk(train):
-        hit = token_weights(sequence, teaching[sequence.source]) != 0
-        taught[sequence.source] += np.bincount(sequence.roles[hit], minlength=kinds)
-        untaught[sequence.source] += np.bincount(sequence.roles[~hit], minlength=kinds)
-    left = _unused(dataset, train)
-    return tuple(
-        replace(ledger, taught=_named(taught[i]), untaught=_named(untaught[i]), read=ledger.read - left[i])
-        for i, ledger in enumerate(dataset.ledgers)
-    )
-
-
-def _unused(dataset: Dataset, train: np.ndarray) -> list[int]:
-    """Tokens of training samples that ``--overfit`` leaves aside, by source."""
-    aside = np.setdiff1d(dataset.train, train)
-    return [int(dataset.lengths[aside[dataset.source_of[aside] == i]].sum()) for i in range(len(dataset.ledgers))]
-
-
-def _named(counts: np.ndarray) -> dict[str, int]:
-    return {Provenance(kind).name.lower(): int(n) for kind, n in enumerate(counts) if n}
-
-
-def _check_balance(ledgers: Seq[Ledger]) -> None:
-    wrong = total(ledgers).imbalances()
-    if wrong:
-        raise ConfigError(
-            f"the ledger does not balance: {'; '.join(wrong)}. This is a bug of frisket; please report it."
-        )

@@ -63,11 +63,15 @@ def bound_of(dataset: Dataset, steps: Seq[Step]) -> float:
     return flat / distinct_tokens([dataset[int(i)].input_ids for i in np.unique(used)])
 
 
-def computed_by_source(dataset: Dataset, step: Step, row_tokens: int) -> np.ndarray:
-    """Tokens that a forest computes for a step, by source; what several share counts for the first of them."""
+def shared_by_source(dataset: Dataset, step: Step, row_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens of a step that a forest computes, and those it does not compute again, by source.
+
+    What several sources share counts as computed for the first sample that has it.
+    """
     samples = [dataset[int(i)] for i in step.samples]
-    computed = np.zeros(len(dataset.stores), dtype=np.int64)
+    computed, shared = np.zeros((2, len(dataset.stores)), dtype=np.int64)
     sources = dataset.source_of[step.samples]
     for tree in plant(samples, row_tokens):
         np.add.at(computed, sources[tree.samples], tree.lengths - tree.joint)
-    return computed
+        np.add.at(shared, sources[tree.samples], tree.joint)
+    return computed, shared

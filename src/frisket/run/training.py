@@ -13,7 +13,7 @@ import torch
 
 from frisket.adapt import peft
 from frisket.adapt.base import Attached
-from frisket.errors import CheckError, ConfigError, UnsupportedError
+from frisket.errors import CheckError, ConfigError
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
@@ -168,7 +168,8 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     attached = method.attach(model, rng)
     if peft.has_adapted_tied_head(model):
         watcher.warn("the head is tied to the embedding; merge with frisket export: PEFT's merge would move both")
-    laying = _laying(prepared, attached, method.method, watcher)
+    laying = prepared.laying
+    _warn_of_rows(prepared, watcher)
     optimizer = Optimizer(attached.parameters(), recipe.train, compute)
     load.cast_parameters(model, compute)
     model.train()
@@ -183,8 +184,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     watcher.say(
         f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
     )
-    why = prepared.why_so if laying == prepared.laying else f"{method.method} is not shown to be exact in packed rows"
-    watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {why}")
+    watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
     watcher.say(f"           backend {laying.backend}" + (f" · {layers} layers recomputed" if layers else ""))
     return Loaded(model, attached, optimizer, laying, device, compute, base_dtype)
 
@@ -198,27 +198,11 @@ _ROWS = {
 }
 
 
-def _laying(prepared: Prepared, attached: Attached, method: str, watcher: Watcher) -> Laying:
-    """The arrangement that this method can have.
-
-    Raises:
-        UnsupportedError: the recipe asks for one that it cannot have.
-    """
-    laying = prepared.laying
-    asked = prepared.recipe.attend.arrangement
-    if not attached.packs and laying.arrangement not in ("alone", "padded"):
-        if asked in ("forest", "mask-free"):
-            raise UnsupportedError(
-                f"attend.arrangement = '{asked}': {method} is not shown to be exact where rows hold several samples.\n"
-                "Use attend.arrangement=auto: one sample a row."
-            )
-        watcher.warn(f"{method}: not shown to be exact in packed rows, so every sample gets a row of its own")
-        return replace(laying, arrangement="alone")
-    if laying.arrangement == "alone":
+def _warn_of_rows(prepared: Prepared, watcher: Watcher) -> None:
+    if prepared.laying.arrangement == "alone":
         watcher.warn(f"{prepared.why_so}: every sample gets a row of its own")
-    if laying.arrangement == "mask-free":
+    if prepared.laying.arrangement == "mask-free":
         watcher.warn("mask-free rows train on samples that see each other: compare with attend.arrangement=isolated")
-    return laying
 
 
 def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks:
@@ -320,7 +304,8 @@ def _evaluate_during(
 ) -> None:
     meter.measure(step)
     with (out / "evaluations.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, "learning": measuring.measure_now(model, sets, before)}) + "\n")
+        found = measuring.measure_now(model, sets, before)
+        file.write(json.dumps({"step": step, "learning": found}, allow_nan=False) + "\n")
 
 
 class _deterministic:  # noqa: N801  reads as a word after `with`

@@ -1,7 +1,11 @@
 """Rows as a person sees them: `frisket view`, and the mask view of a run's report."""
 
+import json
+from codecs import IncrementalDecoder, getincrementaldecoder
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Seq
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -9,15 +13,17 @@ import numpy as np
 from rich.console import Console
 
 from frisket.attend.pack import pack
+from frisket.data.alignment import token_bytes
 from frisket.errors import ConfigError, DataError, nearest
+from frisket.hf.load import layer_counts
 from frisket.recipe import Recipe
-from frisket.report.mask_data import PolicyView, RowView, Target
+from frisket.report.mask_data import PolicyView, RowView, Target, Window
 from frisket.report.mask_terminal import print_rows
 from frisket.report.mask_view import mask_view
 from frisket.run.prepare import Prepared, prepare
 from frisket.supervise.predictions import path_between, predictions
 from frisket.supervise.settings import TeachSettings
-from frisket.types import PADDING_SEGMENT, Provenance, Rows, Sequence
+from frisket.types import Provenance, Rows, Sequence
 from frisket.watch import Watcher
 
 REPORT_SAMPLES = 200
@@ -27,6 +33,8 @@ VIEW_TOKENS = 60_000
 TERMINAL_SAMPLES = 6
 COMPARED = ("all", "assistant")
 """Policies that a page is made for besides the recipe's own weights, unless others are named."""
+PART = "\ufffd"
+"""Shown for a token that is only a part of a character."""
 
 
 class Explained(NamedTuple):
@@ -38,7 +46,7 @@ class Explained(NamedTuple):
 
 
 Samples = Mapping[str, Explained]
-Pieces = Callable[[int], str]
+Pieces = Callable[[Seq[int]], list[str]]
 
 
 def view(
@@ -56,7 +64,7 @@ def view(
     Args:
         out: file of the page; None for none.
         console: where rows are printed; None for nowhere.
-        compare: policies to compare the recipe's weights with; default: ``COMPARED`` but for the recipe's own.
+        compare: policies to compare the recipe's weights with; default: those of ``other_policies``.
         sample: show the row of this sample alone (its id or ``file:line``), whatever the caps.
         samples: at most so many samples; default: ``VIEW_SAMPLES``, on a terminal ``TERMINAL_SAMPLES``.
 
@@ -99,8 +107,9 @@ def view(
 
 
 def other_policies(recipe: Recipe) -> list[str]:
-    """Policies that a page compares the recipe's own with."""
-    return [name for name in COMPARED if name != recipe.supervise.policy]
+    """Policies that a page compares the recipe's own with: of ``COMPARED`` those that some source does not use."""
+    own = {(source.supervise or recipe.supervise).policy for source in recipe.data}
+    return [name for name in COMPARED if own != {name}]
 
 
 def _facts(prepared: Prepared) -> list[tuple[str, str]]:
@@ -131,7 +140,8 @@ def sample_rows(
     """
     chosen = _first_samples(prepared, samples, tokens)
     total = sum(len(family) for family in prepared.order.families)
-    views = [view for step in chosen for view in row_views(prepared, step, compare)]
+    pieces = pieces_of(prepared.tokenizer)
+    views = [view for step in chosen for view in row_views(prepared, step, compare, pieces)]
     shown = len({index for step in chosen for index in step})
     if shown == total:
         return views, None
@@ -157,11 +167,10 @@ def _first_samples(prepared: Prepared, samples: int, tokens: int) -> list[list[i
     return chosen
 
 
-def row_views(prepared: Prepared, samples: Seq[int], compare: Seq[str] = ()) -> list[RowView]:
+def row_views(prepared: Prepared, samples: Seq[int], compare: Seq[str], pieces: Pieces) -> list[RowView]:
     """Lay samples of one step into rows as training does, and make them visible."""
     dataset, laying = prepared.dataset, prepared.laying
     batches = pack([dataset[i] for i in samples], laying.arrangement, laying.row_tokens, 1)
-    pieces = pieces_of(prepared.tokenizer)
     views = []
     for rows in batches:
         here = {leaf.sample_id for leaf in rows.leaves}
@@ -178,7 +187,9 @@ def _views_of(prepared: Prepared, rows: Rows, samples: Seq[int], compare: Seq[st
         for policy in names
     }
     places = {dataset.sample_ids[i]: dataset.place(i) for i in samples}
-    return [view_of_row(rows, row, told, places, pieces) for row in range(len(rows.input_ids))]
+    views = [view_of_row(rows, row, told, places, pieces) for row in range(len(rows.input_ids))]
+    window = window_of(prepared.config)
+    return [replace(view, window=window) for view in views]
 
 
 def _row_of(prepared: Prepared, asked: str, compare: Seq[str]) -> tuple[list[RowView], str | None, str]:
@@ -203,6 +214,16 @@ def _row_of(prepared: Prepared, asked: str, compare: Seq[str]) -> tuple[list[Row
     return _views_of(prepared, alone, [index], compare, pieces_of(prepared.tokenizer)), f"{name} alone: {why}.", name
 
 
+def window_of(config: Any) -> Window | None:
+    """The sliding window of a model's configuration; None where all its layers see everything."""
+    text = config.get_text_config()
+    layers = layer_counts(config).attention
+    kinds = getattr(text, "layer_types", None)
+    windowed = layers if kinds is None else sum("sliding" in kind for kind in kinds)
+    window = getattr(text, "sliding_window", None)
+    return Window(window, windowed, layers) if window and windowed else None
+
+
 def find_sample(prepared: Prepared, asked: str) -> int:
     """Index of the sample that is called so, by its id or its ``file:line``; the folder of the file may be left out.
 
@@ -210,17 +231,24 @@ def find_sample(prepared: Prepared, asked: str) -> int:
         DataError: there is none, or it was left out.
     """
     dataset = prepared.dataset
-    for names in (dataset.sample_ids, dataset.places):
-        if asked in names:
-            return names.index(asked)
-    for index, place in enumerate(dataset.places):
-        if place.endswith(f"/{asked}"):
-            return index
-    for entry in dataset.dropped:
-        if asked in (entry["sample"], entry["place"]):
-            raise DataError(f"sample {asked} was left out: {entry['reason']}.\nMend it at {entry['place']}")
+    index = _called(asked, dataset.sample_ids, dataset.places)
+    if index is not None:
+        return index
+    dropped = dataset.dropped
+    index = _called(asked, [entry["sample"] for entry in dropped], [entry["place"] for entry in dropped])
+    if index is not None:
+        entry = dropped[index]
+        raise DataError(f"sample {asked} was left out: {entry['reason']}.\nMend it at {entry['place']}")
     like = max((*dataset.sample_ids, *dataset.places), key=lambda name: _likeness(name, asked))
     raise DataError(f"--id {asked}: there is no such sample among {len(dataset):,}.\nThe nearest: --id {like}")
+
+
+def _called(asked: str, ids: Seq[str], places: Seq[str]) -> int | None:
+    """Index of what is called so."""
+    for names in (ids, places):
+        if asked in names:
+            return names.index(asked)
+    return next((index for index, place in enumerate(places) if place.endswith(f"/{asked}")), None)
 
 
 def _likeness(name: str, asked: str) -> tuple[int, int]:
@@ -230,19 +258,38 @@ def _likeness(name: str, asked: str) -> tuple[int, int]:
 
 
 def pieces_of(tokenizer: Any) -> Pieces:
-    """Tokens as text: the pieces of a run join to its text, also where a character takes several tokens."""
-    known: dict[int, str] = {}
+    """Runs of tokens as text: without ``PART`` the pieces of a run join to its text.
 
-    def piece(token: int) -> str:
-        if token not in known:
-            text = tokenizer.decode([token])
-            raw = tokenizer.convert_ids_to_tokens(token) or ""
-            if raw.startswith("\u2581") and not text.startswith(" "):
-                text = " " + text  # SentencePiece: decoding one piece alone drops its leading space
-            known[token] = raw if "\ufffd" in text else text
-        return known[token]
+    A character that takes several tokens stands at the last of them, and ``PART`` at the others; a piece depends on no
+    later token, so samples that share a prefix share its pieces.
+    """
+    backend = tokenizer.backend_tokenizer
+    table = token_bytes(backend, json.loads(backend.to_str())["decoder"])
 
-    return piece
+    @cache
+    def spelled(token: int) -> bytes:
+        if table is None or token >= len(table.lengths) or not table.lengths[token]:
+            return tokenizer.decode([token]).encode()
+        start = table.starts[token]
+        return table.data[start : start + table.lengths[token]].tobytes()
+
+    def pieces(ids: Seq[int]) -> list[str]:
+        decoder = getincrementaldecoder("utf-8")("replace")
+        return [_next_piece(decoder, spelled(token)) for token in ids]
+
+    return pieces
+
+
+def _next_piece(decoder: IncrementalDecoder, data: bytes) -> str:
+    """The text that one more token brings; the bytes that it leaves unfinished stay in the decoder."""
+    if not data:
+        return ""
+    was_begun = decoder.getstate()[0]
+    text = decoder.decode(data)
+    if was_begun and text.startswith(PART):  # what was begun never ended: it has been shown where it began
+        text = text[1:]
+    is_begun = decoder.getstate()[0]
+    return text + PART if is_begun or not text else text
 
 
 def view_of_row(
@@ -253,7 +300,7 @@ def view_of_row(
     Args:
         told: samples of the micro-batch by id, for each policy; the recipe's own weights come first.
         places: ``file:line`` by sample id.
-        pieces: text of a token.
+        pieces: text of each token of a run.
     """
     segments = rows.segment_ids[row]
     paths = {
@@ -262,13 +309,13 @@ def view_of_row(
     }
     paths = {name: at for name, at in paths.items() if len(at)}
     own = next(iter(told.values()))
-    provenance = ["padding"] * len(segments)
-    for name, at in paths.items():
-        for place, role in zip(at, own[name].sequence.roles, strict=True):
-            provenance[place] = Provenance(role).name.lower()
     ids = rows.input_ids[row]
+    shown, provenance = [""] * len(segments), ["padding"] * len(segments)
+    for name, at in paths.items():
+        for place, role, piece in zip(at, own[name].sequence.roles, pieces(ids[at].tolist()), strict=True):
+            shown[place], provenance[place] = piece, Provenance(role).name.lower()
     return RowView(
-        pieces=["" if s == PADDING_SEGMENT else pieces(int(t)) for t, s in zip(ids, segments, strict=True)],
+        pieces=shown,
         ids=ids.tolist(),
         positions=rows.position_ids[row].tolist(),
         segments=segments.tolist(),
@@ -298,5 +345,5 @@ def _policy_view(rows: Rows, row: int, samples: Samples, paths: Mapping[str, np.
     found = predictions(rows, {name: (told.sequence, told.weights) for name, told in samples.items()})
     for position, target, weight in zip(found.position, found.target_ids, found.weights, strict=True):
         if position // width == row:
-            targets[position % width].append(Target(pieces(int(target)), int(target), float(weight)))
+            targets[position % width].append(Target(pieces([int(target)])[0], int(target), float(weight)))
     return PolicyView(weights.tolist(), rules, targets)

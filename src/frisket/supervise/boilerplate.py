@@ -28,8 +28,6 @@ LEAST_SHARE = 0.2
 LEAST_MESSAGES = 8
 LEAST_TOKENS = 4
 _SAME = 0.95  # share of the texts that must go on alike for the text not to have forked
-MOST_TOKENS = 512
-"""How far into a message constant text is looked for, from either end."""
 
 
 @dataclass(frozen=True)
@@ -90,26 +88,31 @@ def find_phrases(sequences: Iterable[Sequence]) -> tuple[Phrase, ...]:
     """The constant text of a source: a walk down the tree of its messages' beginnings, and of their ends.
 
     A beginning is constant where at least ``LEAST_SHARE`` of the messages of its provenance (and ``LEAST_MESSAGES``)
-    have it. Only the longest are returned: their own beginnings are constant too.
+    have it. Only the longest are returned: their own beginnings are constant too. A text that is both a beginning and
+    an end (a message that never changes) is returned once.
     """
     messages = _by_role(sequences)
     found: list[Phrase] = []
     for role, texts in messages.items():
         least = max(LEAST_MESSAGES, int(np.ceil(LEAST_SHARE * len(texts))))
         for side in ("start", "end"):
-            facing = [t[:MOST_TOKENS] if side == "start" else t[::-1][:MOST_TOKENS] for t in texts]
+            facing = [t if side == "start" else t[::-1] for t in texts]
             for ids, count in _longest(facing, least):
                 if len(ids) >= LEAST_TOKENS:
                     found.append(Phrase(role, side, ids if side == "start" else ids[::-1], count, len(texts)))
-    return tuple(found)
+    whole = {(p.role, p.ids) for p in found if p.side == "start"}
+    return tuple(p for p in found if p.side == "start" or (p.role, p.ids) not in whole)
 
 
-def phrases_of(texts: Seq[str], sequences: Iterable[Sequence], decode: Decode) -> tuple[Phrase, ...]:
+def phrases_of(
+    texts: Seq[str], sequences: Iterable[Sequence], decode: Decode, place: str = "supervise"
+) -> tuple[Phrase, ...]:
     """The phrases that given texts are in a source: tokens that lie wholly inside such a text.
 
     Args:
         texts: what prompts begin or end with.
         decode: tokens to text.
+        place: the section of the recipe that names the texts, for errors.
 
     Raises:
         ConfigError: no message begins or ends with a text.
@@ -124,8 +127,8 @@ def phrases_of(texts: Seq[str], sequences: Iterable[Sequence], decode: Decode) -
                 counts[role, side, _inside(ids, text, side, decode)] += 1
     for text in missing:
         raise ConfigError(
-            f"supervise.boilerplate: no prompt of the data begins or ends with {text!r}.\n"
-            "Look at what was found: supervise.boilerplate=auto, then frisket plan."
+            f"{place}.boilerplate: no prompt of the source begins or ends with {text!r}.\n"
+            f"Look at what is found: {place}.boilerplate=auto, then frisket plan."
         )
     return tuple(Phrase(role, side, ids, n, len(messages[role])) for (role, side, ids), n in counts.items() if ids)
 
@@ -151,11 +154,12 @@ class _Node(NamedTuple):
     """A beginning on the walk.
 
     Attributes:
+        depth: its tokens.
         members: texts that begin so.
         fork: length of the beginning at which texts last parted, and how many shared it.
     """
 
-    prefix: tuple[int, ...]
+    depth: int
     members: Int64[np.ndarray, "text"]
     fork: tuple[int, int]
 
@@ -167,21 +171,34 @@ def _longest(texts: Seq[Ids], least: int) -> list[tuple[tuple[int, ...], int]]:
     the beginning then ends at the fork.
     """
     found: dict[tuple[int, ...], int] = {}
-    waiting = [_Node((), np.arange(len(texts)), (0, len(texts)))]
+    waiting = [_Node(0, np.arange(len(texts)), (0, len(texts)))] if len(texts) >= least else []
     while waiting:
         node = waiting.pop()
-        depth, size = len(node.prefix), len(node.members)
+        one, size = texts[node.members[0]], len(node.members)
+        depth = node.depth + _common(texts, node.members, node.depth)
         longer = np.array([i for i in node.members.tolist() if len(texts[i]) > depth], np.int64)
         following = np.array([texts[i][depth] for i in longer.tolist()], np.int64)
         tokens, counts = np.unique(following, return_counts=True)
         often = [(int(t), int(n)) for t, n in zip(tokens, counts, strict=True) if n >= least]
         for token, count in often:
             fork = node.fork if count >= _SAME * size else (depth, size)
-            waiting.append(_Node((*node.prefix, token), longer[following == token], fork))
+            waiting.append(_Node(depth + 1, longer[following == token], fork))
         if not often:
             end, count = (depth, size) if depth - node.fork[0] >= LEAST_TOKENS else node.fork
-            found[node.prefix[:end]] = count
+            found[tuple(int(i) for i in one[:end])] = count
     return list(found.items())[::-1]
+
+
+def _common(texts: Seq[Ids], members: Int64[np.ndarray, "text"], depth: int) -> int:
+    """How many tokens beyond ``depth`` all these texts have in common."""
+    rest = texts[members[0]][depth:]
+    for i in members[1:].tolist():
+        other = texts[i][depth : depth + len(rest)]
+        same = rest[: len(other)] == other
+        rest = rest[: len(other) if same.all() else int(np.argmin(same))]
+        if not len(rest):
+            return 0
+    return len(rest)
 
 
 def _shared(ids: Ids, phrase: Phrase) -> int:

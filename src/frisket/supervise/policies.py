@@ -144,7 +144,14 @@ def token_weights(sequence: Sequence, teaching: Teaching) -> Weights:
     <s> [user] Hi  !   <end> [bot] hm  Yes .   <end>
     0   0.4    0.4 0.4 0.4   0.4   0.6 0.6 0.6 0.6
 
-    The first is the beginning token. With ``roles`` and a rule:
+    With text that is constant across the source (here ``Hi``) left out:
+
+    >>> greeting = Phrase(Provenance.USER, "start", (2,), messages=90, of=100)
+    >>> draw(texts, token_weights(sequence, Teaching(TeachSettings(policy="boilerplate"), (greeting,))))
+    <s> [user] Hi ! <end> [bot] hm Yes . <end>
+    0   0      0  1 0     0     1  1   1 1
+
+    With ``roles`` and a rule:
 
     >>> rule = Rule(roles=("assistant",), turns="last", weight=0.5)
     >>> settings = TeachSettings(policy="roles", roles={"assistant": 1, "reasoning": 0.2}, rules=(rule,))
@@ -245,9 +252,14 @@ def problem_of(sequence: Sequence, teaching: Teaching, normaliser: str | float =
         return "a weight is negative, and supervise.normaliser = 'weights' divides by their sum; use tokens"
     if weights.any():
         return _endless(sequence, weights, teaching.settings)
-    last = Provenance(sequence.roles[np.flatnonzero(sequence.turns >= 0)[-1]]) if (sequence.turns >= 0).any() else None
-    seen = f": it ends with a {last.name.lower().replace('_', ' ')} token" if last is not None else ""
-    return f"nothing is supervised under `{teaching.settings.policy}`{seen}"
+    policy = teaching.settings.policy
+    if POLICIES[policy](sequence).any() and policy != "boilerplate":
+        return f"every token that `{policy}` teaches has weight 0, by the data or by the recipe"
+    written = np.flatnonzero((sequence.turns >= 0) & ~_NOBODYS[sequence.roles])
+    if not len(written):
+        return f"nothing is supervised under `{policy}`"
+    last = Provenance(sequence.roles[written[-1]]).name.lower().replace("_", " ")
+    return f"nothing is supervised under `{policy}`: its last written token is of the {last}"
 
 
 def _endless(sequence: Sequence, weights: Weights, settings: TeachSettings) -> str | None:
@@ -255,10 +267,9 @@ def _endless(sequence: Sequence, weights: Weights, settings: TeachSettings) -> s
     ends = np.flatnonzero(sequence.roles == Provenance.END_OF_TURN)
     if weights[ends].all():
         return None
-    asked_for = "end_of_turn" in settings.roles or any("end_of_turn" in (r.roles or ()) for r in settings.rules)
-    if asked_for or not np.isnan(sequence.data_weights).all():
+    if "end_of_turn" in settings.roles or any("end_of_turn" in (r.roles or ()) for r in settings.rules):
         return None
-    before = ends[ends > 0] - 1
+    before = ends[(ends > 0) & np.isnan(sequence.data_weights[ends])] - 1
     bad = before[(weights[before] != 0) & (weights[before + 1] == 0) & _ANSWER[sequence.roles[before]]]
     if not len(bad):
         return None

@@ -24,6 +24,12 @@ const maskDrawing = (() => {
     return found;
   };
 
+  // How many tokens one sees that stands at a place of a segment, in layers without a window.
+  const seenTokens = (row, segment, place) => {
+    const whole = ancestors(row, segment).reduce((sum, s) => sum + row.segments[s][STOP] - row.segments[s][START], 0);
+    return whole + place + 1 - row.segments[segment][START];
+  };
+
   const realTokens = (row) => (row.segments.length ? row.segments[row.segments.length - 1][STOP] : 0);
 
   // Pairs of (query, key) that are seen, counted in square blocks of tokens.
@@ -68,6 +74,10 @@ const maskDrawing = (() => {
     context.putImageData(image, 0, 0);
     return block;
   };
+
+  // What the mask does not draw: some layers may see less.
+  const windowText = ({ window: known }) =>
+    known === null ? "" : ` ${known[1]} of ${known[2]} layers see the nearest ${known[0].toLocaleString("en-US")} tokens only.`;
 
   const shape = (name, attributes) => {
     const element = document.createElementNS(SVG, name);
@@ -128,5 +138,5 @@ const maskDrawing = (() => {
     return svg;
   };
 
-  return { START, STOP, SAMPLES, SOURCES, segmentOf, ancestors, realTokens, paintMask, drawTree };
+  return { START, STOP, SAMPLES, SOURCES, segmentOf, ancestors, seenTokens, realTokens, paintMask, windowText, drawTree };
 })();

@@ -70,9 +70,11 @@
     return `${id}, ${below}${samples > 1 ? `, shared by ${samples} samples` : ""}`;
   };
 
-  const seenTokens = ({ row, segment, place }) => {
-    const whole = maskDrawing.ancestors(row, segment).reduce((sum, s) => sum + row.segments[s][STOP] - row.segments[s][START], 0);
-    return whole + place + 1 - row.segments[segment][START];
+  const seenText = ({ row, segment, place }) => {
+    const seen = maskDrawing.seenTokens(row, segment, place);
+    const told = `${number(seen)} of ${number(maskDrawing.realTokens(row))} tokens of the row`;
+    const [near, windowed, layers] = row.window ?? [Infinity];
+    return seen <= near ? told : `${told}\nthe nearest ${number(near)} of them in ${windowed} of ${layers} layers (sliding window)`;
   };
 
   const ofPolicy = (at, policy) => [
@@ -88,7 +90,7 @@
     ["provenance", facts.from[list(at.row.from)[at.place]].replaceAll("_", " ")],
     ["position", positionIn(at.row)(at.place)],
     ["segment", segmentText(at)],
-    ["sees", `${number(seenTokens(at))} of ${number(maskDrawing.realTokens(at.row))} tokens of the row`],
+    ["sees", seenText(at)],
     ...ofPolicy(at, shownPolicy),
     ...(otherPolicy === null ? [] : ofPolicy(at, otherPolicy)),
   ];
@@ -389,7 +391,8 @@
     const block = maskDrawing.paintMask(row, canvas);
     canvas.setAttribute("role", "img");
     canvas.setAttribute("aria-label", "attention mask of the row");
-    mask.append(caption(`Attention mask: a line is a token, its columns what it sees. ${block === 1 ? "One cell is one token." : `One pixel is ${block} × ${block} tokens.`}`));
+    const scale = block === 1 ? "One cell is one token." : `One pixel is ${block} × ${block} tokens.`;
+    mask.append(caption(`Attention mask: a line is a token, its columns what it sees. ${scale}${maskDrawing.windowText(row)}`));
     tree.append(caption(`Tree: width is tokens, ${treeText(row)}; click to go there.`));
   };
 
@@ -491,7 +494,6 @@
   for (const id of ["policy-a", "policy-b"]) control(id)?.addEventListener("change", onPolicy);
   for (const input of document.querySelectorAll(".filter input")) input.addEventListener("change", filter);
   control("source")?.addEventListener("change", (event) => showSource(event.target.value));
-
 
   for (const run of document.querySelectorAll(".run")) run.removeAttribute("title");
   if (facts.open !== null) find(facts.open);

@@ -1,0 +1,66 @@
+"""Which arrangement and backend a run takes, and why: what the recipe asks, the model allows and the method allows."""
+
+from typing import Any, cast
+
+from frisket.attend.pack import Arrangement
+from frisket.data.dataset import Dataset
+from frisket.data.loader import Order
+from frisket.errors import UnsupportedError
+from frisket.hf.load import has_router_loss, layer_counts
+from frisket.recipe import Recipe
+from frisket.run.sharing import WORTH, few_steps, sharing_of
+from frisket.supervise.loss import LossRule
+from frisket.train.step import Laying
+
+
+def laying_of(recipe: Recipe, config: Any, dataset: Dataset, order: Order, loss: LossRule) -> tuple[Laying, str]:
+    """Arrangement, backend and loss, and why this arrangement.
+
+    Raises:
+        UnsupportedError: rows were asked for that this model or this method cannot have.
+    """
+    attend = recipe.attend
+    if attend.backend in ("varlen", "flex"):
+        raise UnsupportedError(
+            f"attend.backend = '{attend.backend}' calls kernels of CUDA, and this version was written without a "
+            "device to run them on.\n"
+            "Use attend.backend=auto: grouped, which runs on any device."
+        )
+    arrangement, why = _arrangement(recipe, config, dataset, order)
+    backend = "grouped" if attend.backend == "auto" else attend.backend
+    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss), why
+
+
+def _arrangement(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tuple[Arrangement, str]:
+    asked, method = recipe.attend.arrangement, recipe.adapt
+    recurrent = layer_counts(config).recurrent
+    if recurrent:
+        if asked not in ("auto", "padded"):
+            raise UnsupportedError(
+                f"attend.arrangement = '{asked}': the model has {recurrent} recurrent layers, which carry state from "
+                "sample to sample of a row.\n"
+                "Use attend.arrangement=auto: one sample a row, samples of one length together."
+            )
+        return "alone", f"the model has {recurrent} recurrent layers, which carry state from token to token"
+    if not method.packs and asked != "padded":
+        if asked in ("forest", "mask-free"):
+            raise UnsupportedError(
+                f"attend.arrangement = '{asked}': {method.label} is not shown to be exact where rows hold several "
+                "samples.\n"
+                "Use attend.arrangement=auto: one sample a row."
+            )
+        return "alone", f"{method.label} is not shown to be exact in packed rows"
+    if asked == "forest" and has_router_loss(config):
+        raise UnsupportedError(
+            "attend.arrangement = 'forest': the model's configuration asks for a router loss (output_router_logits), "
+            "whose means over tokens change where tokens are shared.\n"
+            "Use attend.arrangement=isolated."
+        )
+    if asked == "auto" and not has_router_loss(config):
+        saved = sharing_of(dataset, few_steps(order), recipe.attend.row_tokens).saved
+        if saved >= WORTH:
+            return "forest", f"samples of a step share {100 * saved:.0f} % of their tokens: computed once"
+        return "isolated", f"a forest would save {100 * saved:.1f} %, less than {100 * WORTH:.0f} %"
+    if asked == "auto":
+        return "isolated", "the model's router loss takes means over tokens"
+    return cast(Arrangement, asked), "as the recipe says"

@@ -1,6 +1,6 @@
 """Reading, rendering, tokenising, labelling and storing a file: against the tokenizer alone, and against TRL.
 
-    python benchmarks/preparation.py FOLDER [--only speed|memory] [--copies 10] [--sizes 20 200] [--case NAME]
+    python benchmarks/preparation.py FOLDER [--only speed|memory] [--copies 10] [--turns 3] [--sizes 20 200] [--case NAME]
 
 FOLDER holds gsm8k_train.jsonl and llama_tokenizer.model; neither comes with frisket. The file is written out as
 messages, so often, and every arm starts from that file or from its texts. Arms take turns (A B A B), after one turn
@@ -163,7 +163,7 @@ def trl_preparation(file: Path, template_name: str, columns: str, tokenizer: Any
     return run
 
 
-def measure_speed(folder: Path, cases: list[str], copies: int, with_trl: bool) -> dict[str, dict]:
+def measure_speed(folder: Path, cases: list[str], copies: int, turns: int, with_trl: bool) -> dict[str, dict]:
     """Seconds of each arm, by turns."""
     found = {}
     with tempfile.TemporaryDirectory() as name:
@@ -183,7 +183,8 @@ def measure_speed(folder: Path, cases: list[str], copies: int, with_trl: bool) -
                 peer = tokenizer_of(kind, folder, work)
                 template_of(template_name, peer)
                 arms["trl"] = trl_preparation(file, template_name, columns, peer, work)
-            found[case] = summary(by_turns(arms), len(rows), int(arms["frisket"]().lengths.sum()))
+            seconds = by_turns(arms, turns)
+            found[case] = {"copies": copies, **summary(seconds, len(rows), int(arms["frisket"]().lengths.sum()))}
             Console().print(case, found[case])
     return found
 
@@ -298,6 +299,7 @@ def main() -> None:
     parser.add_argument("--only", choices=("speed", "memory"))
     parser.add_argument("--case", choices=list(CASES), action="append")
     parser.add_argument("--copies", type=int, default=10)
+    parser.add_argument("--turns", type=int, default=TURNS)
     parser.add_argument("--sizes", type=int, nargs=2, default=[20, 200])
     parser.add_argument("--without-trl", action="store_true")
     parser.add_argument("--watched", type=Path, help=argparse.SUPPRESS)
@@ -311,12 +313,12 @@ def main() -> None:
     if options.only != "memory":
         name = f"speed, parallelism {threads}"
         cases = options.case or list(CASES)
-        measured = measure_speed(options.folder, cases, options.copies, not options.without_trl)
+        measured = measure_speed(options.folder, cases, options.copies, options.turns, not options.without_trl)
         found[name] = {**results.get(name, {}), **measured}
     if options.only != "speed":
         found["memory"] = measure_memory(options.folder, options.sizes)
     packages = {name: version(name) for name in ("tokenizers", "trl", "datasets", "jinja2", "numpy")}
-    where = {**environment(torch.device("cpu"), torch.float32, ""), "packages": packages, "copies": options.copies}
+    where = {**environment(torch.device("cpu"), torch.float32, ""), "packages": packages}
     results |= found
     results.setdefault("environment", {}).update(dict.fromkeys(found, where))
     RESULTS.write_text(json.dumps(results, indent=1) + "\n")

@@ -64,9 +64,8 @@ def test_ratios_are_medians_over_the_turns():
 
 def test_memory_that_is_taken_meanwhile_is_seen():
     with largest_memory() as largest:
-        taken = mmap.mmap(
-            -1, 50_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-        )  # fresh pages: a freed block of the heap could be resident already
+        # Fresh pages: a freed block of the heap could be resident already.
+        taken = mmap.mmap(-1, 50_000_000, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         taken.write(b"x" * 50_000_000)
         time.sleep(0.1)
     assert taken[-1] == ord("x")

@@ -1,6 +1,6 @@
 """Reading, rendering, tokenising, labelling and storing a file: against the tokenizer alone, and against TRL.
 
-    python benchmarks/preparation.py FOLDER [--only speed|memory] [--copies 10] [--turns 3] [--sizes 20 200] [--case NAME]
+    python benchmarks/preparation.py FOLDER [--only speed|memory] [--copies 10] [--turns 3] [--case NAME]
 
 FOLDER holds gsm8k_train.jsonl and llama_tokenizer.model; neither comes with frisket. The file is written out as
 messages, so often, and every arm starts from that file or from its texts. Arms take turns (A B A B), after one turn

@@ -95,7 +95,7 @@ def experiment(content: str) -> Experiment:
             for arm in ("instructions", "boilerplate", "prompt weight 0.1")
         ],
         measure=partial(measure, content),
-        budget_seconds=450,
+        budget_seconds=1200,
     )
 
 

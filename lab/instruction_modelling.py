@@ -3,8 +3,8 @@
 Shi et al. 2024 (arXiv 2405.14394) found that instruction modelling helps where samples are few and answers short beside
 their prompts, and not where answers are long; Huerta-Enochian and Ko 2024 (arXiv 2401.13586) found the same of a small
 prompt-loss weight. Here on the bundled base, which is small and was never tuned: 300 samples, eight epochs, LoRA.
-*Short*: looking a value up in a list. *Long*: every letter of a list written six times (made from the bundled rows that
-write it twice). Evaluated on prompts that were not trained on. Rate and epochs are the demo's, of which one seed of
+*Short*: looking a value up in a list. *Long*: every letter of a list written three times (made from the bundled rows that
+write it twice; six times was tried first, and no arm learned it). Evaluated on prompts that were not trained on. Rate and epochs are the demo's, of which one seed of
 `assistant` was looked at, so that it learns.
 """
 
@@ -17,7 +17,7 @@ from frisket import bundled
 from lab.experiment import Arm, Expectation, Experiment, conduct, train_on_bundled
 
 WORK = Path(__file__).with_name("work") / "instruction-modelling"
-SAMPLES, HELD_OUT, TIMES = 300, 100, 6
+SAMPLES, HELD_OUT, TIMES = 300, 100, 3
 ARMS = {
     "assistant": ["supervise.policy=assistant"],
     "instructions": ["supervise.policy=instructions"],
@@ -56,7 +56,7 @@ def _longer(row: dict) -> dict:
     longer = " ".join(letter for letter in letters for _ in range(TIMES))
     return {
         "messages": [
-            {"role": "user", "content": asked.replace("twice", "six times").replace("double", "six times")},
+            {"role": "user", "content": asked.replace("twice", "three times").replace("double", "three times")},
             {"role": "assistant", "content": longer},
         ],
         "skill": "longer",
@@ -75,7 +75,7 @@ def files(content: str) -> tuple[Path, Path]:
 
 
 def measure(content: str, arm: Arm, seed: int) -> dict[str, float]:
-    """Train one arm; exact answers and the loss of answers to held-out prompts."""
+    """Train one arm; exact answers to held-out prompts. Losses are over what an arm teaches, so they do not compare."""
     train, held = files(content)
     places = [f"data.0.path={train}", f"evaluate.learning.0.path={held}", f"train.seed={seed}"]
     summary = train_on_bundled([*arm.settings, *places])

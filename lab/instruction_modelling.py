@@ -3,9 +3,9 @@
 Shi et al. 2024 (arXiv 2405.14394) found that instruction modelling helps where samples are few and answers short beside
 their prompts, and not where answers are long; Huerta-Enochian and Ko 2024 (arXiv 2401.13586) found the same of a small
 prompt-loss weight. Here on the bundled base, which is small and was never tuned: 300 samples, eight epochs, LoRA.
-*Short*: looking a value up in a list. *Long*: every letter of a list written three times (made from the bundled rows that
-write it twice; six times was tried first, and no arm learned it). Evaluated on prompts that were not trained on. Rate and epochs are the demo's, of which one seed of
-`assistant` was looked at, so that it learns.
+*Short*: looking a value up in a list. *Long*: every letter of a list written three times (made from the bundled rows
+that write it twice; six times was tried first, and no arm learned it). Evaluated on prompts that were not trained on.
+The rate is the demo's; nothing was tuned.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 import json
 
-from lab import instruction_modelling
 from lab.instruction_modelling import HELD_OUT, SAMPLES, TIMES, experiment, files, records
+
+from lab import instruction_modelling
 
 
 def test_no_prompt_is_trained_and_evaluated(tmp_path, monkeypatch):

@@ -82,6 +82,23 @@ class _Part:
         return len(self.store) + sum(problem.stored < 0 for problem in self.store.facts.problems)
 
 
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Switch the cyclic garbage collector off.
+
+    It looks through the million objects of torch and transformers again and again (a fifth of the time of preparing
+    GSM8K), while reference counts free all that is made here.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_no_search_for_cycles()
 def build(
     sources: Seq[SourceSettings],
     template: Template,
@@ -111,37 +128,6 @@ def build(
         DataError: samples that cannot be used, all of them at once with file and line; a missing or empty source.
         ConfigError: a source is held out as a whole.
     """
-    with _no_search_for_cycles():
-        return _built(sources, template, tokenizer, context, seed, hold_out_default, check_of, watcher, records)
-
-
-@contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """Switch the cyclic garbage collector off.
-
-    It looks through the million objects of torch and transformers again and again (a fifth of the time of preparing
-    GSM8K), while reference counts free all that is made here.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _built(
-    sources: Seq[SourceSettings],
-    template: Template,
-    tokenizer: Any,
-    context: int | None,
-    seed: int,
-    hold_out_default: bool,
-    check_of: CheckOf,
-    watcher: Watcher,
-    records: Seq[Iterable[Mapping] | None] | None,
-) -> Dataset:
     codec = codec_of(tokenizer)
     parts = []
     for index, settings in enumerate(sources):

@@ -275,7 +275,7 @@ class _Structure:
             return
         header = self._text[before : spans[0].start]
         references, tail = self._without(spans[0].turn, header, Provenance.REASONING in roles)
-        start = before + max(_common_prefix(header, reference) for reference in references)
+        start = before + max(common_prefix(header, reference) for reference in references)
         wide = Provenance.TOOL_CALL if Provenance.TOOL_CALL in roles else Provenance.REASONING
         self._add(start, spans[0].start, wide if spans[0].role == Provenance.ASSISTANT else spans[0].role, spans[0])
         for left, right in pairwise(spans):
@@ -364,7 +364,8 @@ def _strength(role: Provenance) -> int:
     return {Provenance.TOOL_CALL: 2, Provenance.REASONING: 1}.get(role, 0)
 
 
-def _common_prefix(a: str, b: str) -> int:
+def common_prefix(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginnings."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 

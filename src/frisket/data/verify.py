@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from frisket.data.encoding import Batch, answer_tokens
-from frisket.data.provenance import CONTENT_ROLES, Rendering
+from frisket.data.provenance import CONTENT_ROLES, Rendering, common_prefix
 from frisket.data.tokens import Codec
 from frisket.types import Conversation, Provenance
 
@@ -113,8 +113,7 @@ def _difference(conversation: Conversation, run: _Run, decoded: str, codec: Code
 
 def _where(a: str, b: str) -> int:
     """A little before the first character that differs."""
-    found = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return max(0, found - _SHOWN // 2)
+    return max(0, common_prefix(a, b) - _SHOWN // 2)
 
 
 def _token_problems(batch: Batch, codec: Codec) -> Iterator[tuple[int, str]]:

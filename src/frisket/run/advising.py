@@ -4,9 +4,9 @@ import numpy as np
 
 from frisket.run.prepare import Prepared
 from frisket.supervise.advice import Advice, Lengths, advise
+from frisket.supervise.boilerplate import PROMPT_ROLES
 from frisket.types import Provenance
 
-_PROMPT = (Provenance.SYSTEM, Provenance.USER, Provenance.TOOL_RESULT)
 _ANSWER = (Provenance.ASSISTANT, Provenance.REASONING, Provenance.TOOL_CALL)
 
 
@@ -26,9 +26,9 @@ def lengths_of(prepared: Prepared, source: int) -> Lengths:
     dataset = prepared.dataset
     mine = dataset.train[dataset.source_of[dataset.train] == source]
     ratios = []
-    for index in mine:
-        counts = np.bincount(dataset[int(index)].roles, minlength=len(Provenance))
-        prompt, answer = counts[list(_PROMPT)].sum(), counts[list(_ANSWER)].sum()
+    for sequence in dataset.walk(mine):
+        counts = np.bincount(sequence.roles, minlength=len(Provenance))
+        prompt, answer = counts[list(PROMPT_ROLES)].sum(), counts[list(_ANSWER)].sum()
         if prompt and answer:
             ratios.append(prompt / answer)
     tool_results = prepared.ledgers[source].taught.get("tool_result", 0)

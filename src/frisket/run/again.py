@@ -33,7 +33,7 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     model = load.load_model(recipe.model, compute, device)
     attached = peft.load_adapter(model, folder / "adapter")
     load.cast_parameters(model, compute)
-    sets = measuring.make_sets(prepared, model, prepared.laying, watcher, None)
+    sets = measuring.make_sets(prepared, model, watcher, None)
     if sets is None:
         raise ConfigError(f"{folder}: the recipe says `evaluate: off`.\nName a set: evaluate.learning.0.name=hold-out")
     with attached.switched_off():

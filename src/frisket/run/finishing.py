@@ -66,7 +66,7 @@ def save_and_verify(
         CheckError: what was read back is not what was trained.
     """
     rows = _real_rows(prepared)
-    trained = logits_of(loaded.model, rows, loaded.laying.backend)
+    trained = logits_of(loaded.model, rows, prepared.laying.backend)
     is_full = prepared.recipe.adapt.method == "full"
     name = "model" if is_full else "adapter"
     partial, final = out / f"{name}.partial", out / name
@@ -100,7 +100,7 @@ def save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) ->
         load.save_model(fresh, prepared.tokenizer, target, loaded.base_dtype)
         del fresh, parameters
     again = load.load_model(recipe.model.model_copy(update={"path": str(target)}), loaded.compute, loaded.device)
-    return logits_of(again, rows, loaded.laying.backend)
+    return logits_of(again, rows, prepared.laying.backend)
 
 
 def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
@@ -111,7 +111,7 @@ def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows
     loaded.attached.detach()
     again = peft.load_adapter(loaded.model, target)
     load.cast_parameters(loaded.model, loaded.compute)
-    logits = logits_of(loaded.model, rows, loaded.laying.backend)
+    logits = logits_of(loaded.model, rows, prepared.laying.backend)
     again.detach()
     return logits
 

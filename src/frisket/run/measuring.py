@@ -25,7 +25,6 @@ from frisket.hf.forward import Model
 from frisket.run.prepare import Prepared, Records
 from frisket.supervise.policies import token_weights
 from frisket.supervise.predictions import Weighted
-from frisket.train.step import Laying
 from frisket.types import Conversation, Provenance
 from frisket.watch import Watcher
 
@@ -54,9 +53,7 @@ class Before:
     seconds: float
 
 
-def make_sets(
-    prepared: Prepared, model: Model, laying: Laying, watcher: Watcher, records: Records | None
-) -> Sets | None:
+def make_sets(prepared: Prepared, model: Model, watcher: Watcher, records: Records | None) -> Sets | None:
     """Read and encode all sets of the recipe; None where it says ``evaluate: off``.
 
     Raises:
@@ -65,32 +62,34 @@ def make_sets(
     settings = prepared.recipe.evaluate
     if settings is None:
         return None
-    entries = settings.learning if settings.learning is not None else default_learning(prepared)
+    entries = learning_entries(prepared, settings)
     learning_sets = tuple(_learning_set(prepared, entry, index, records) for index, entry in enumerate(entries))
     forgetting_sets = tuple(_forgetting_set(prepared, entry, index) for index, entry in enumerate(settings.forgetting))
     for note in (note for each in forgetting_sets for note in each.notes):
         watcher.say(note)
-    return Sets(settings, learning_sets, forgetting_sets, make_instruments(prepared, model, laying, watcher))
+    return Sets(settings, learning_sets, forgetting_sets, make_instruments(prepared, model, watcher))
 
 
-def make_instruments(prepared: Prepared, model: Model, laying: Laying, watcher: Watcher) -> Instruments:
+def make_instruments(prepared: Prepared, model: Model, watcher: Watcher) -> Instruments:
     """How this run measures: its own attention for losses, the model's own for answers."""
     batch_tokens = prepared.recipe.evaluate.batch_tokens if prepared.recipe.evaluate else 8192
-    arrangement = "alone" if laying.arrangement == "alone" else "isolated"
+    arrangement = "alone" if prepared.laying.arrangement == "alone" else "isolated"
     return Instruments(
         prepared.tokenizer,
         stop_ids_of(model, end_of_turn_ids(prepared)),
         pad_id_of(prepared.tokenizer),
-        partial(pack, arrangement=arrangement, row_tokens=min(batch_tokens, laying.row_tokens)),
+        partial(pack, arrangement=arrangement, row_tokens=min(batch_tokens, prepared.laying.row_tokens)),
         batch_tokens,
-        laying.backend,
-        laying.chunk_tokens,
+        prepared.laying.backend,
+        prepared.laying.chunk_tokens,
         watcher,
     )
 
 
-def default_learning(prepared: Prepared) -> tuple[LearningSettings, ...]:
-    """The bundled instructions bring their own sets; everything else is measured on its hold-out."""
+def learning_entries(prepared: Prepared, settings: EvaluateSettings) -> tuple[LearningSettings, ...]:
+    """The sets that the recipe names; else the bundled instructions bring their own, and other data its hold-out."""
+    if settings.learning is not None:
+        return settings.learning
     bundled_only = all(source.path == "bundled" for source in prepared.recipe.data)
     if bundled_only:
         return (TAUGHT, UNSEEN)
@@ -191,18 +190,21 @@ def _learning_set(
     if entry.path is None:
         conversations, weighted = _held_out(prepared, entry, records)
     else:
-        path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
-        own = prepared.recipe.data[0]  # a set is asked as the first source is taught
-        source = SourceSettings(
-            path=path,
-            prompt=entry.prompt,
-            completion=entry.completion,
-            limit=entry.limit,
-            render=own.render,
-            system=own.system,
-        )
-        conversations, weighted = read_weighted(prepared, source)
+        conversations, weighted = read_weighted(prepared, learning_source(prepared, entry))
     return learning.learning_set(entry, conversations, weighted, render, index)
+
+
+def learning_source(prepared: Prepared, entry: LearningSettings) -> SourceSettings:
+    """How a learning set with a path of its own is read: asked as the first source is taught."""
+    own = prepared.recipe.data[0]
+    return SourceSettings(
+        path=str(BUNDLED_SETS[entry.path]() if entry.path in BUNDLED_SETS else entry.path),
+        prompt=entry.prompt,
+        completion=entry.completion,
+        limit=entry.limit,
+        render=own.render,
+        system=own.system,
+    )
 
 
 def _held_out(

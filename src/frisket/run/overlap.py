@@ -10,7 +10,7 @@ from frisket.data.settings import SourceSettings
 from frisket.data.source import Source
 from frisket.evaluate.overlap import SampleText, overlaps, sample_text
 from frisket.evaluate.settings import LearningSettings
-from frisket.run.measuring import BUNDLED_SETS, default_learning
+from frisket.run.measuring import learning_entries, learning_source
 from frisket.run.prepare import Prepared, Records
 from frisket.watch import Watcher
 
@@ -27,7 +27,7 @@ def overlap_of(prepared: Prepared, records: Records | None, watcher: Watcher) ->
     if settings is None:
         return {}
     dataset = prepared.dataset
-    entries = settings.learning if settings.learning is not None else default_learning(prepared)
+    entries = learning_entries(prepared, settings)
     sets = {entry.name: _evaluated(prepared, entry, records) for entry in entries}
     with watcher.progress("comparing training and evaluation data", len(dataset.train), "samples") as done:
         train = _counted(_own(prepared, _places(prepared, dataset.train), records), done)
@@ -41,9 +41,8 @@ def overlap_of(prepared: Prepared, records: Records | None, watcher: Watcher) ->
 def _evaluated(prepared: Prepared, entry: LearningSettings, records: Records | None) -> Iterator[SampleText]:
     if entry.path is None:
         return _own(prepared, _places(prepared, prepared.dataset.held_out), records)
-    path = str(BUNDLED_SETS[entry.path]()) if entry.path in BUNDLED_SETS else entry.path
-    source = SourceSettings(path=path, prompt=entry.prompt, completion=entry.completion, limit=entry.limit)
-    return (sample_text(item) for item in Source(_as_written(source), 0) if not isinstance(item, Problem))
+    source = Source(_as_written(learning_source(prepared, entry)), 0)
+    return (sample_text(item) for item in source if not isinstance(item, Problem))
 
 
 def _places(prepared: Prepared, samples: np.ndarray) -> Places:

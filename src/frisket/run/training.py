@@ -27,7 +27,7 @@ from frisket.train.loop import Run, keep_records, run_loop
 from frisket.train.memory import choose_recompute
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
-from frisket.train.step import Laying, lay_out, micro_batch_loss
+from frisket.train.step import lay_out, micro_batch_loss
 from frisket.watch import Silent, StepRecord, Watcher
 
 LONG_RUN_SECONDS = 30 * 60
@@ -46,7 +46,6 @@ class Loaded:
     model: Model
     attached: Attached
     optimizer: Optimizer
-    laying: Laying
     device: torch.device
     compute: torch.dtype
     base_dtype: torch.dtype
@@ -84,16 +83,13 @@ def train_one(
         torch.set_num_threads(settings.threads)
     prepared = _prepared(recipe, given, overfit, watcher)
     loaded = load_ready(recipe, prepared, given.model, watcher)
-    prepared = replace(prepared, laying=loaded.laying)
     checks = check_before(prepared, loaded, watcher)
     with folder.claimed(out, recipe):
         _write_facts(out, prepared, loaded)
         if recipe.evaluate is None:
             watcher.say("evaluate   off: nothing is held out by default, and nothing is measured")
         shared = {} if overfit else overlap_of(prepared, given.records, watcher)
-        sets = (
-            measuring.make_sets(prepared, loaded.model, loaded.laying, watcher, given.records) if not overfit else None
-        )
+        sets = None if overfit else measuring.make_sets(prepared, loaded.model, watcher, given.records)
         before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
         if given.start is not None:
             loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
@@ -186,7 +182,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     )
     watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
     watcher.say(f"           backend {laying.backend}" + (f" · {layers} layers recomputed" if layers else ""))
-    return Loaded(model, attached, optimizer, laying, device, compute, base_dtype)
+    return Loaded(model, attached, optimizer, device, compute, base_dtype)
 
 
 _ROWS = {
@@ -210,7 +206,7 @@ def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks
     first = next(iter(prepared.order.steps())).samples
     members = first if len(first) > 1 else np.concatenate(prepared.order.families)
     samples = [prepared.dataset[int(i)] for i in members[:64]]
-    checks = check_model(loaded.model, samples, loaded.laying)
+    checks = check_model(loaded.model, samples, prepared.laying)
     watcher.say(f"checked    seam: {checks.seam} · own forward: {checks.conformance} · isolation: {checks.isolation}")
     return checks
 
@@ -233,7 +229,7 @@ def make_run(prepared: Prepared, loaded: Loaded, out: Path, given: Given, watche
         loaded.optimizer,
         prepared.order,
         prepared.weighted,
-        loaded.laying,
+        prepared.laying,
         recipe.supervise.normaliser,
         settings,
         peak_rate(recipe),
@@ -264,13 +260,13 @@ def say_speed(prepared: Prepared, loaded: Loaded, done: int, watcher: Watcher) -
     """Time one micro-batch, and say how long the run will take before it begins."""
     first = next(iter(prepared.order.steps()))
     laid = lay_out(
-        [prepared.weighted(int(i)) for i in first.samples], loaded.laying, prepared.recipe.supervise.normaliser
+        [prepared.weighted(int(i)) for i in first.samples], prepared.laying, prepared.recipe.supervise.normaliser
     )
     middle = laid.micro_batches[len(laid.micro_batches) // 2]
     started = 0.0
     for _ in range(2):  # the first touches memory for the first time
         started = time.perf_counter()
-        micro_batch_loss(loaded.model, loaded.attached, middle, loaded.laying).backward()
+        micro_batch_loss(loaded.model, loaded.attached, middle, prepared.laying).backward()
         loaded.optimizer.clear()
     seconds = time.perf_counter() - started
     rate = middle.flat_tokens / seconds

@@ -7,7 +7,7 @@ endif
 PY := $(BIN)/python
 READY := $(BIN)/.frisket-ready
 
-.PHONY: demo test check real-shape check-real clean
+.PHONY: demo test check docs real-shape check-real clean
 
 $(READY): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
@@ -29,6 +29,9 @@ check: $(READY)  ## lint, types, import contract, sizes
 	$(BIN)/lint-imports
 	$(PY) tests/house.py
 
+docs: $(READY)  ## the site, built strictly into site/: a dead link is an error
+	$(BIN)/mkdocs build --strict --quiet
+
 real-shape: $(READY)  ## three LoRA steps on a Qwen3-0.6B shape, beside plain transformers + PEFT
 	$(PY) benchmarks/real_shape.py
 
@@ -36,4 +39,4 @@ check-real: $(READY)  ## with a network: make check-real MODEL=Qwen/Qwen3-0.6B
 	$(PY) benchmarks/check_real.py $(MODEL)
 
 clean:
-	rm -rf out .pytest_cache .ruff_cache .hypothesis
+	rm -rf out site .pytest_cache .ruff_cache .hypothesis

@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from frisket.adapt.peft import Lora
+from frisket.adapt.lora import Lora
 from frisket.attend.pack import Arrangement, pack
 from frisket.hf.attention import own_attention
 from frisket.hf.forward import backbone_of, hidden_states

@@ -4,9 +4,10 @@
 
 Two samples share a row; every token of the first is replaced, its length kept, and the second is watched. *Change* is
 the largest change of a logit of the second sample; *to alone* is its largest difference from the same tool running the
-second sample by itself. Both are 0, or rounding, where samples are isolated. Every figure is measured in this run, on
-the releases installed here. *What the user is told* is what Python's warnings and the libraries' loggers said while the
-case ran, or the error that ended it; documentation is not counted. Results go to benchmarks/results/leaks.json.
+second sample by itself. Both are 0, or rounding, where samples are isolated. Positions that restart are the
+padding-free packing of Kundu et al. 2024 (arXiv 2407.09105). Every figure is measured in this run, on the releases
+installed here. *What the user is told* is what Python's warnings and the libraries' loggers said while the case ran, or
+the error that ended it; documentation is not counted. Results go to benchmarks/results/leaks.json.
 """
 
 import argparse

@@ -371,7 +371,7 @@ def train_on_bundled(overrides: Sequence[str], out: Path | None = None) -> dict:
     if recipe.stages:
         raise ConfigError("stages: a run of the laboratory has one stage.\nLeave them out: stages=[]")
     plan = make_plan(recipe, watcher=Silent())
-    tokens, step_tokens = total(plan.ledgers).flat, min(recipe.train.step_tokens, MOST_TOKENS)
+    tokens, step_tokens = total(plan.ledgers).flat, min(plan.settled.step.tokens, MOST_TOKENS)
     if tokens > MOST_TOKENS:
         raise ConfigError(
             f"this run would train on {tokens:,} tokens in {plan.steps:,} steps.\n"

@@ -1,6 +1,7 @@
 """Fine-tune language models under four explicit masks.
 
-``frisket.Recipe`` says what a run does, ``frisket.make_plan`` what it would cost, ``frisket.finetune`` does it.
+``frisket.Recipe`` says what a run does, ``frisket.make_plan`` what it would cost, ``frisket.finetune`` does it, and
+``frisket.show_masks`` shows what every token of it does.
 """
 
 from importlib import import_module
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from frisket.python import finetune, make_plan
+    from frisket.python import finetune, make_plan, show_masks
     from frisket.recipe import Recipe, load_recipe
 
 _HOMES = {
@@ -17,8 +18,9 @@ _HOMES = {
     "load_recipe": "frisket.recipe",
     "finetune": "frisket.python",
     "make_plan": "frisket.python",
+    "show_masks": "frisket.python",
 }
-__all__ = ["Recipe", "__version__", "finetune", "load_recipe", "make_plan"]
+__all__ = ["Recipe", "__version__", "finetune", "load_recipe", "make_plan", "show_masks"]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import annotated_types
 from pydantic import BaseModel, ValidationError
@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from frisket.errors import nearest
+from frisket.migrate.tables import answer_for, conversion_of
 from frisket.yaml12 import Key
 
 FLAGS = {
@@ -188,12 +189,25 @@ def _unknown_key(
     if elsewhere and not (near and elsewhere[0].name.endswith(f".{near}")):
         if parents == ["adapt"] and elsewhere[0].methods and elsewhere[0].name == f"adapt.{name}":
             return _other_method(path, given, elsewhere, text)
-        names = " or ".join(f"{knob.name.replace('.N.', '.0.')} ({knob.help})" for knob in elsewhere)
-        return Problem(path, text, f"In frisket it is {names}")
+        return Problem(path, text, f"In frisket it is {_as_here(str(name), elsewhere)}")
+    answered = answer_for(str(name))
+    if answered:
+        return Problem(path, text, _sentence(answered))
     if near:
         assigned = f"={show(value).strip(chr(39))}" if isinstance(value, str | int | float) else ""
         return Problem(path, text, f"Did you mean {prefix}{near}{assigned}")
     return Problem(path, text, f"Keys of {prefix.rstrip('.') or 'a recipe'}: {', '.join(own)}")
+
+
+def _as_here(name: str, elsewhere: list["Knob"]) -> str:
+    """The knobs that a name stands for; where other tools' keys make one together, how."""
+    knobs = " or ".join(f"{knob.name.replace('.N.', '.0.')} ({knob.help})" for knob in elsewhere)
+    how = conversion_of(name)
+    return f"{knobs}; {how}" if how else knobs
+
+
+def _sentence(answered: str) -> str:
+    return answered if len(answered) <= 200 else f"{answered[:199]}…"
 
 
 def _other_method(path: Key, given: Mapping, others: list["Knob"], text: str) -> Problem:
@@ -341,8 +355,11 @@ def _required(field_info: FieldInfo) -> str:
     """What a value must be, in words: ``a number of at least 0, or 'auto'``."""
     bounds = _bounds(field_info.metadata)
     kinds = list(dict.fromkeys(_kinds(field_info.annotation)))
-    kinds = [f"{kind} {bounds}" if bounds and "number" in kind else kind for kind in kinds]
-    return _either(kinds)
+    return _either(_bounded(kinds, bounds))
+
+
+def _bounded(kinds: list[str], bounds: str) -> list[str]:
+    return [f"{kind} {bounds}" if bounds and "number" in kind else kind for kind in kinds]
 
 
 def _either(kinds: list[str]) -> str:
@@ -373,6 +390,9 @@ def _kinds(annotation: Any) -> list[str]:
         return [_WORDS[annotation]]
     if get_origin(annotation) in (list, tuple):
         return ["a list of mappings" if _sections(annotation) else "a list"]
+    if get_origin(annotation) is Annotated:  # one side of a union, with bounds of its own
+        inner, *given = get_args(annotation)
+        return _bounded(_kinds(inner), _bounds([bound for each in given for bound in getattr(each, "metadata", ())]))
     if get_origin(annotation) is dict or (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
         return ["a mapping"]
     return [kind for inner in get_args(annotation) for kind in _kinds(inner)]

@@ -1,13 +1,17 @@
 """Plain Python: the same run as the command line's, with a model, a tokenizer or records in memory where wanted."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from frisket.errors import ConfigError
+from frisket.notebook import MaskView, in_notebook, live_block
 from frisket.recipe import Recipe, load_recipe
 from frisket.run import Given, Plan, train
 from frisket.run import make_plan as _make_plan
+from frisket.run import view as _view
 from frisket.watch import Silent, StepRecord, Watcher
 
 IN_MEMORY = "<in memory>"  # no file, folder or hub id can have this name
@@ -36,7 +40,7 @@ def finetune(
         data: for each source a path or an iterable of records; or simply a list of records, which is one source.
         on_step: called with a ``StepRecord`` after every step; raising stops the run.
         resume: continue from the newest complete checkpoint.
-        watcher: where progress is shown; default: nowhere.
+        watcher: where progress is shown; default: in a notebook a block below the cell, elsewhere nowhere.
 
     Raises:
         ConfigError: a loaded model without a tokenizer, or to be fine-tuned in full.
@@ -55,12 +59,53 @@ def finetune(
         )
     folder = Path("out") / (resolved.name or "run") if out is None else Path(out)
     given = Given(loaded, tokenizer, records, on_step)
-    return train(resolved, out=folder, resume=resume, given=given, watcher=watcher or Silent())
+    with _watched(watcher) as shown:
+        return train(resolved, out=folder, resume=resume, given=given, watcher=shown)
 
 
 def make_plan(recipe: RecipeLike = None, *, watcher: Watcher | None = None) -> Plan:
     """Say what a recipe would do, before paying for it."""
-    return _make_plan(_recipe(recipe, None, ()), watcher=watcher or Silent())
+    with _watched(watcher) as shown:
+        return _make_plan(_recipe(recipe, None, ()), watcher=shown)
+
+
+def show_masks(
+    recipe: RecipeLike = None,
+    *,
+    model: str | Path | None = None,
+    data: Sequence[str | Path] = (),
+    sample: str | None = None,
+    samples: int | None = None,
+    compare: Sequence[str] | None = None,
+) -> MaskView:
+    """Show what every token of the first steps does: weights, segments, what sees what, and the rules behind it.
+
+    Args:
+        recipe: a ``Recipe``, a mapping of its sections, a YAML file or the folder of a run, or None for the defaults.
+        model: hub id or folder, instead of the recipe's.
+        data: paths of the sources, instead of the recipe's.
+        sample: show the row of this sample alone (its id or ``file:line``).
+        samples: at most so many samples; default 60.
+        compare: policies to compare the recipe's weights with.
+
+    Returns:
+        A value that a notebook shows as a page of its own; ``save`` writes it to a file.
+
+    Raises:
+        ConfigError: there is no such policy.
+        DataError: there is no such sample, or it was left out.
+    """
+    resolved = _recipe(recipe, None if model is None else str(model), [str(path) for path in data])
+    with TemporaryDirectory() as folder, _watched(None) as shown:
+        page = Path(folder) / "view.html"
+        _view(resolved, out=page, watcher=shown, compare=compare, sample=sample, samples=samples)
+        return MaskView(page.read_text(encoding="utf-8"))
+
+
+def _watched(watcher: Watcher | None) -> AbstractContextManager[Watcher]:
+    if watcher is not None:
+        return nullcontext(watcher)
+    return live_block() if in_notebook() else nullcontext(Silent())
 
 
 def _recipe(recipe: RecipeLike, model: str | None, paths: Sequence[str]) -> Recipe:

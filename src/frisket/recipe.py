@@ -27,6 +27,8 @@ from frisket.yaml12 import Key
 
 STAGE_KEYS = ("data", "attend", "supervise", "adapt", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
+GRID_FILE = "grid.json"
+"""In a folder that holds a grid of runs: what the grid is made of."""
 _FILE_KEYS = ("path", "tokenizer", "template")
 
 

@@ -22,6 +22,7 @@ class StepRecord:
         computed_tokens: tokens that went through the model, padding included.
         supervised_tokens: predictions with weight != 0.
         seconds: wall time of the step.
+        skipped: gradients that were not finite in fp16 and were computed again with a smaller loss scale.
     """
 
     step: int
@@ -35,6 +36,7 @@ class StepRecord:
     computed_tokens: int
     supervised_tokens: int
     seconds: float
+    skipped: int = 0
 
     def mathematics(self) -> dict:
         """What the mathematics decides: the same on every repetition (``metrics.jsonl``)."""

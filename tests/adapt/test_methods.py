@@ -9,7 +9,8 @@ import torch
 from tests.models import samples, tiny
 
 from frisket.adapt.full import Full
-from frisket.adapt.peft import NEEDS_OWN_LOOP, PACKS, SOFT_PROMPTS, Ia3, LnTuning, Lora, Peft, load_adapter
+from frisket.adapt.lora import Lora
+from frisket.adapt.peft import NEEDS_OWN_LOOP, PACKS, SOFT_PROMPTS, Ia3, LnTuning, Peft, load_adapter
 from frisket.attend.pack import pack
 from frisket.hf.forward import hidden_states
 from frisket.hf.heads import head_of

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.models import samples, tiny, tiny_gpt2
 
+from frisket.adapt.lora import Lora
 from frisket.adapt.peft import (
     NEEDS_OWN_LOOP,
     NOT_OF_LINEARS,
@@ -14,7 +15,6 @@ from frisket.adapt.peft import (
     SOFT_PROMPTS,
     Ia3,
     LnTuning,
-    Lora,
     Peft,
     load_adapter,
     saved_tensors,

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.models import tiny, tiny_gpt2
 
 from frisket.adapt.full import Full
-from frisket.adapt.peft import Ia3, Lora
+from frisket.adapt.lora import Lora
+from frisket.adapt.peft import Ia3
 from frisket.adapt.where import WORDS, Match, head_name, resolve, short_names
 from frisket.errors import ConfigError, UnsupportedError
 
@@ -174,3 +175,26 @@ def test_patterns_unite_and_layers_intersect(llama, patterns, layer):
     if layer is not None:
         separate = {name for name in separate if f".layers.{layer}." in name}
     assert set(resolve(llama, restricted).parameters(llama)) == separate
+
+
+@pytest.mark.parametrize("family", ["gemma3_image", "gemma4_image"])
+def test_words_mean_the_language_model_not_the_towers_beside_it(family):
+    model = tiny(family)
+    for word in ("all", "all-linear", "attention", "mlp", "norms"):
+        assert all("language_model" in name or name == "lm_head" for name in resolve(model, word).modules), word
+    assert any("vision" in name for name in resolve(model, "*vision*").modules)  # a pattern is taken at its word
+
+
+def test_blocks_are_told_apart_where_all_are_called_mixer():
+    model = tiny("nemotron_h")
+    assert leaves(resolve(model, "attention")) == set(ATTENTION)
+    assert leaves(resolve(model, "mlp")) == {"up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("family", ["falcon_h1", "nemotron_h"])
+def test_the_outputs_of_mamba_are_left_out_aloud(family):
+    match = resolve(tiny(family), "all-linear")
+    assert {"in_proj", "q_proj"} <= leaves(match)
+    assert "out_proj" not in leaves(match)
+    assert "leaves out out_proj of" in match.notes[-1]
+    assert "out_proj" in leaves(resolve(tiny(family), "*.out_proj"))

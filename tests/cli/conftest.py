@@ -1,7 +1,7 @@
 """A fake `frisket.run`: the command line is tested for what it asks and what it shows."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +10,9 @@ import pytest
 
 import frisket
 from frisket.cli.main import run_words
+from frisket.errors import DataError
+from frisket.generate.reply import Reply
+from frisket.generate.settings import GenerateSettings
 
 SUMMARY = {
     "frisket": "0.1.0",
@@ -64,11 +67,21 @@ class FakePlan:
 
 
 class FakeChat:
-    def answer(self, conversations: list, max_new_tokens: int, temperature: float, base: bool = False) -> list[str]:
+    def __init__(self) -> None:
+        self.settings: list[GenerateSettings] = []
+
+    def answer(self, conversations: list, settings: GenerateSettings, base: bool = False) -> list[str]:
         return [f"{'base' if base else 'tuned'}: {messages[-1]['content']}" for messages in conversations]
 
-    def stream(self, messages: list, max_new_tokens: int, temperature: float, base: bool = False) -> Iterator[str]:
-        yield from ("base " if base else "tuned ", f"[{len(messages)}] ", messages[-1]["content"])
+    def stream(self, messages: list, settings: GenerateSettings, base: bool = False) -> Reply:
+        """Says how many messages it was given and the last one; a letter a token."""
+        self.settings.append(settings)
+        if messages[-1]["content"] == "too long":
+            raise DataError("the conversation has 9 tokens, and the model takes 8 with the answer.")
+        system = messages[0]["content"] if messages[0]["role"] == "system" else ""
+        text = f"{'base' if base else 'tuned'} [{len(messages)}] {system}{messages[-1]['content']}"
+        shown = text[: settings.max_new_tokens]
+        return Reply((ord(letter) for letter in shown), lambda ids: "".join(map(chr, ids)), settings.max_new_tokens)
 
 
 class FakeRun(ModuleType):

@@ -115,7 +115,7 @@ def test_an_interrupted_run_says_how_to_go_on(frisket_says, run, tmp_path) -> No
 
 
 def test_help(frisket_says) -> None:
-    for words in ([], ["--help"], ["-h"]):
+    for words in (["help"], ["--help"], ["-h"]):
         code, out, _ = frisket_says(*words)
         assert code == 0
         assert all(f"  {verb} " in out for verb in VERBS)
@@ -143,3 +143,21 @@ def test_top_level_help_is_quick_and_loads_nothing_heavy() -> None:
         subprocess.run([sys.executable, "-m", "frisket", "--help"], capture_output=True, check=True)
         times.append(time.perf_counter() - begun)
     assert min(times) <= 0.3
+
+
+def test_alone_it_greets_with_the_three_commands_that_matter(frisket_says) -> None:
+    code, out, _ = frisket_says()
+    commands = [line.split("   ")[0].split() for line in out.splitlines() if line.startswith("  frisket")]
+    assert code == 0
+    assert [words[1] for words in commands] == ["plan", "train", "generate"]
+    assert all(words[1] in VERBS for words in commands)
+
+
+def test_a_reader_that_goes_away_gets_no_traceback() -> None:
+    words = [sys.executable, "-m", "frisket", "plan", "--schema"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        said = process.stderr.read()
+    assert "Traceback" not in said

@@ -97,17 +97,6 @@ def test_answers_stand_beside_those_of_the_base(frisket_says) -> None:
     assert "tuned: hi" in line
 
 
-def test_a_conversation(frisket_says, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "stdin", io.StringIO("hello\n\nagain\n/new\nafresh\n/quit\nnever\n"))
-    code, out, _ = frisket_says("generate", ".", "--chat", "--beside-base")
-    assert code == 0
-    for part in ("tuned [1] hello", "base [1] hello", "tuned [3] again", "base [3] again", "tuned [1] afresh"):
-        assert part in out
-    assert "never" not in out
-    monkeypatch.setattr(sys, "stdin", io.StringIO("bye"))
-    assert frisket_says("generate", ".", "--chat")[0] == 0
-
-
 def test_the_screen_is_a_watcher(frisket_says, run) -> None:
     frisket_says("plan", "--data", "d")
     watcher: Watcher = run.asked[0][2]["watcher"]

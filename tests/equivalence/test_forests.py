@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.equivalence.test_arrangements import alone, assert_same, loss_and_gradients, weighted
-from tests.models import FAMILIES, VOCAB, sample, tiny
+from tests.models import PLAIN, VOCAB, sample, tiny
 
 from frisket.attend.backends import groups, merged
 from frisket.attend.forest import nodes_of, plant
@@ -51,7 +51,7 @@ def forest(samples, row_tokens, shortest, micro_rows=1):
     ]
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "cohere"])
+@pytest.mark.parametrize("family", PLAIN)
 def test_forests_of_every_family_equal_their_samples(family):
     model = tiny(family)
     samples = relatives(3, 9, depth=4)

@@ -9,7 +9,7 @@ import torch
 from tests.models import samples, tiny
 
 from frisket.adapt.full import Full
-from frisket.adapt.peft import Lora
+from frisket.adapt.lora import Lora
 from frisket.attend.pack import lay, pack
 from frisket.errors import CheckError, UnsupportedError
 from frisket.evaluate.contamination import measure_contamination, split_layers
@@ -26,9 +26,9 @@ PARTS = ("foreign", "own", "foreign_mass")
 LAYERS = ("model.layers.0.self_attn", "model.layers.1.self_attn")
 
 
-def adapted(family="llama", moved=True, where=QUERY_AND_VALUE, rank=4):
+def adapted(family="llama", moved=True, where=QUERY_AND_VALUE, rank=4, **changes):
     """A model and its LoRA, in float64, with random factors or with B = 0."""
-    model = tiny(family)
+    model = tiny(family, **changes)
     attached = Lora(rank=rank, where=where).attach(model, torch.Generator().manual_seed(0))
     model.to(torch.float64)
     if moved:
@@ -36,6 +36,11 @@ def adapted(family="llama", moved=True, where=QUERY_AND_VALUE, rank=4):
         for parameter in attached.parameters().values():
             torch.nn.init.normal_(parameter, 0, 0.2)
     return model, attached
+
+
+def hooks_of(model):
+    """The hooks of each module; the float64 fixture has some of its own."""
+    return [list(module._forward_hooks) for module in model.modules()]
 
 
 def parts_of(model, attached, rows, **words):
@@ -129,7 +134,7 @@ def by_hand(x, weights, head, rows):
 
 @pytest.mark.parametrize("head", range(4))
 def test_a_head_computed_by_hand(head):
-    model, attached = adapted()
+    model, attached = adapted(rope_parameters={"rope_type": "default", "rope_theta": 10000.0})
     layer = parts_of(model, attached, CHAIN)[LAYERS[0]]
     attention = model.model.layers[0].self_attn
     with torch.no_grad():
@@ -141,7 +146,6 @@ def test_a_head_computed_by_hand(head):
     ]
     for weights, split in ((base, layer.frozen), (lora, layer.adapted)):
         own, foreign, mass = by_hand(x.numpy(), weights, head, CHAIN)
-        # transformers computes the rotation's angles in float32
         np.testing.assert_allclose(split.own[:, head].numpy(), own, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(split.foreign[:, head].numpy(), foreign, rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(split.foreign_mass[:, head].numpy(), mass, rtol=1e-5)
@@ -298,6 +302,7 @@ def test_of_a_long_row_evenly_spaced_tokens_are_measured(tokens):
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
 def test_measuring_leaves_the_model_as_it_was(family):
     model, attached = adapted(family)
+    hooks = hooks_of(model)
     moving, bits = set(attached.parameters()), {n: p.detach().clone() for n, p in model.named_parameters()}
     during = states_while_measuring(model, attached)
     assert model.training
@@ -306,7 +311,7 @@ def test_measuring_leaves_the_model_as_it_was(family):
     assert after.requires_grad
     assert set(attached.parameters()) == moving
     assert all(torch.equal(bits[name], p) for name, p in model.named_parameters())
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
 
 
 def states_while_measuring(model, attached):
@@ -342,11 +347,11 @@ def test_parts_of_a_bf16_model_are_float32():
 
 def test_a_method_that_cannot_be_switched_off_is_refused_and_leaves_no_hook():
     model = tiny()
-    attached = Full(where="all").attach(model, torch.Generator().manual_seed(0))
+    attached, hooks = Full(where="all").attach(model, torch.Generator().manual_seed(0)), hooks_of(model)
     with pytest.raises(UnsupportedError, match="full fine-tuning changes the base's own weights"):
         measure_contamination(model, attached, [CHAIN])
     assert model.training
-    assert not any(module._forward_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
 
 
 def test_a_prefix_forest_is_refused():

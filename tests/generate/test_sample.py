@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -152,16 +152,6 @@ def test_a_stream_that_is_left_ends():
 def test_an_error_while_streaming_reaches_the_reader():
     with pytest.raises(IndexError, match="index out of range"):
         list(sample.stream(llama(), [1, 400], stop_ids=(), pad_id=0))
-
-
-def test_text_streams_whole_characters():
-    backend = Tokenizer(models.BPE({c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    ids = tokenizer("naïve →", add_special_tokens=False)["input_ids"]
-    assert len(ids) > len("naïve →")
-    assert list(sample.as_text(tokenizer, ids)) == list("naïve →")
 
 
 def test_stop_and_pad_ids():

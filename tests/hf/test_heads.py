@@ -4,7 +4,8 @@ import pytest
 import torch
 from tests.models import tiny, tiny_gpt2
 
-from frisket.adapt.peft import Ia3, Lora, Peft
+from frisket.adapt.lora import Lora
+from frisket.adapt.peft import Ia3, Peft
 from frisket.errors import UnsupportedError
 from frisket.hf.attention import own_attention
 from frisket.hf.heads import head_of

@@ -189,10 +189,25 @@ def test_compute_types():
     assert load.compute_type("bf16", CPU) == torch.bfloat16
     assert load.compute_type("fp64", CPU) == torch.float64
     assert load.compute_type("auto", CPU) in (torch.bfloat16, torch.float32)
-    with pytest.raises(UnsupportedError, match=r"fp16 needs loss scaling.*\nUse train\.compute=bf16"):
-        load.compute_type("fp16", CPU)
+    assert load.compute_type("fp16", CPU) == torch.float16
     assert load.device_of("cpu") == CPU
     assert load.device_of("auto").type in ("cpu", "cuda", "mps")
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_a_gpu_without_bf16_computes_in_fp16_and_says_so(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    device = torch.device("cuda")
+    assert load.compute_type("auto", device) == dtype
+    told = load.cautions("auto", dtype, device)
+    assert any("no bf16: computing in fp16 with a scaled loss" in line for line in told) == (dtype == torch.float16)
+
+
+def test_devices_that_were_not_tested_say_so():
+    assert load.cautions("fp32", torch.float32, CPU) == []
+    for kind in ("cuda", "mps", "xpu"):
+        (line,) = load.cautions("fp32", torch.float32, torch.device(kind))
+        assert f"never tested on {kind}, only on cpu" in line
 
 
 @pytest.mark.parametrize(
@@ -201,9 +216,12 @@ def test_compute_types():
         ("llama", {}, 2, 0),
         ("gpt2", {}, 2, 0),
         ("gemma2", {}, 2, 0),
+        ("gemma4_text", {"num_hidden_layers": 6}, 6, 0),
         ("qwen3_5_text", {"num_hidden_layers": 8}, 2, 6),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, 1, 1),
         ("mamba", {}, 0, 2),
+        ("falcon_h1", {}, 2, 2),
+        ("nemotron_h", {"layers_block_type": ["mamba", "moe", "attention", "mlp"], "num_hidden_layers": 4}, 1, 1),
     ],
 )
 def test_layers_are_counted_from_the_configuration(family, changes, attention, recurrent):

@@ -78,7 +78,7 @@ def test_words_read_the_same_in_either_version_of_yaml(word: str) -> None:
 
 def test_the_resolved_recipe_holds_every_knob() -> None:
     text = yaml.safe_load(dump(Recipe(data=[{"path": "x"}])))
-    assert text["train"]["step_tokens"] == 32768
+    assert text["train"]["step_tokens"] == "auto"
     assert text["data"][0]["bad"] == "error"
     assert text["adapt"]["method"] == "lora"
     assert yaml.safe_load(dump(Recipe(evaluate="off")))["evaluate"] == "off"
@@ -96,7 +96,7 @@ def test_the_schema_has_help_and_the_names_of_other_tools() -> None:
 def test_knobs_name_every_field_once() -> None:
     found = knobs()
     by_name = {knob.name: knob for knob in found}
-    assert by_name["train.learning_rate"].type == "a number or 'auto'"
+    assert by_name["train.learning_rate"].type == "a number above 0 or 'auto'"
     assert by_name["train.learning_rate"].default == "auto"
     assert by_name["data.N.path"].default is None
     assert by_name["adapt.rank"].methods == ("lora",)

@@ -56,8 +56,12 @@ def test_every_name_of_another_tool_leads_to_its_knob() -> None:
 @pytest.mark.parametrize(
     ("word", "message", "fix"),
     [
-        ("train.learning_rate=fast", "= 'fast' (override) must be a number or 'auto'", "train.learning_rate=auto"),
-        ("train.step_tokens=-1", "= -1 (override) must be a whole number above 0", "train.step_tokens=32768"),
+        (
+            "train.learning_rate=fast",
+            "= 'fast' (override) must be a number above 0 or 'auto'",
+            "train.learning_rate=auto",
+        ),
+        ("train.step_tokens=-1", "= -1 (override) must be a whole number above 0 or 'auto'", "train.step_tokens=auto"),
         ("train.final_rate=2", "must be a number of at least 0 and of at most 1", "train.final_rate=0.0"),
         ("train.epochs=x", "must be a number above 0 or null", "train.epochs=null"),
         ("train.clip=.inf", "must be a finite number", "train.clip=1.0"),

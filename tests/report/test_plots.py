@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from frisket.report.curves import draw
 from frisket.report.plots import measured, run_charts, speed_of, steps_of
 
 
@@ -113,3 +114,16 @@ def test_real_computed_and_supervised_tokens_per_second(metrics, timings):
     same = charts([m | {"computed_tokens": 900} for m in metrics], timings)["Tokens per second"]
     assert [curve.name for curve in same.curves] == ["real"]
     assert same.sentence == "In a typical second: 9,000 tokens of samples, all of them computed."
+
+
+def test_the_best_step_is_marked_and_the_result_stands_there(metrics, timings):
+    best = {"step": 30, "loss": 1.2, "kept": "best", "of": 90, "stopped": True, "without_improvement": 3}
+    evaluations = [*EVALUATIONS, {"step": 60, "learning": {"skills": {"loss": 1.9}}}]
+    chart = run_charts(steps_of(metrics), timings, LEARNING, evaluations, best)[0]
+    assert chart.mark == (27_000.0, "best")
+    assert "Best at step 30 of 90: 1.2; its weights are the result. Stopped after 3 evaluations" in chart.sentence
+    assert "1.9 at the last step" in chart.sentence
+    skills = next(curve for curve in chart.curves if curve.name == "skills")
+    assert dict(skills.points)[27_000.0] == LEARNING["skills"]["after"]["loss"]
+    assert ">best</text>" in draw(chart)
+    assert run_charts(steps_of(metrics), timings, LEARNING, EVALUATIONS)[0].mark is None

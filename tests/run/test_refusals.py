@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from frisket.errors import CheckError, ConfigError, DataError, UnsupportedError
+from frisket.generate.settings import GenerateSettings
 from frisket.recipe import Recipe
 from frisket.run import export, finishing, folder, open_run, train
 from frisket.run.opening import open_folder
@@ -73,10 +74,11 @@ def test_what_holds_no_run_cannot_be_opened(small_model, data, tmp_path):
     out = tmp_path / "full"
     train(full, out=out)
     with pytest.raises(UnsupportedError, match="holds no adapter: the model itself was fine-tuned"):
-        export(out, to="merged", into=None, watcher=Silent())
+        export(out, to="peft", into=None, watcher=Silent())
     chat = open_run(out, watcher=Silent())
     messages = [[{"role": "user", "content": "alpha"}]]
-    assert len(chat.answer(messages, 3, 0.0)) == len(chat.answer(messages, 3, 0.0, base=True)) == 1
+    short = GenerateSettings(max_new_tokens=3)
+    assert len(chat.answer(messages, short)) == len(chat.answer(messages, short, base=True)) == 1
 
 
 def test_a_lock_of_another_machine_and_a_race_are_refused(small_model, data, tmp_path):

@@ -436,3 +436,20 @@ def test_overfit_says_which_mask_stops_it(small_model, tmp_path):
     good = recipe(small_model, path, train={"learning_rate": 0.01, "max_steps": 200}, adapt={"method": "full"})
     summary = train(good, out=tmp_path / "one", overfit=1)
     assert "were learned" in summary["overfit"]
+
+
+def test_updates_below_the_steps_of_the_bases_type_are_not_rounded_away(chats, tmp_path):
+    """Full fine-tuning in fp32 of a bf16 base at a low rate: rounded to bf16 most of it would be lost."""
+    given = {
+        "model": {"path": "bundled"},
+        "data": [{"path": str(chats)}],
+        "adapt": {"method": "full"},
+        "train": {"max_steps": 3, "step_tokens": 400, "learning_rate": 1e-4, "compute": "fp32", "warmup": 0},
+        "evaluate": "off",
+    }
+    summary = train(Recipe.model_validate(given), out=tmp_path / "out")
+    assert "written in float32, because rounded to bfloat16 a logit would change by" in summary["checks"]["reload"]
+    written = load_file(tmp_path / "out" / "model" / "model.safetensors")
+    assert {tensor.dtype for tensor in written.values()} == {torch.float32}
+    masters = load_file(tmp_path / "out" / "checkpoints" / "step-00000003" / "moving.safetensors")
+    assert all(torch.equal(written[name], master) for name, master in masters.items() if name in written)

@@ -47,7 +47,7 @@ def test_more_layers_than_there_are_cannot_be_recomputed(small_model, pairs, tmp
 
 def test_tensorboard_events_are_written(small_model, pairs, tmp_path):
     pytest.importorskip("tensorboard")
-    run(small_model, pairs, tmp_path / "out", tensorboard=True)
+    run(small_model, pairs, tmp_path / "out", track=["tensorboard"])
     assert list((tmp_path / "out" / "tensorboard").glob("events*"))
 
 

@@ -153,7 +153,6 @@ def test_bad_input_is_refused_with_its_line_and_leaves_nothing(case, capsys, tmp
         ("adapt.where=*.qproj", "matched 0 of"),
         ("model.template=nowhere.jinja", "nowhere.jinja"),
         ("data.0.max_tokens=5", "too_long"),
-        ("train.compute=fp16", "loss scaling"),
         ("model.path=./no/such/folder", "no such folder"),
         ("adapt={method: peft, peft_type: PROMPT_TUNING}", "soft prompts"),
     ],

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from tests.models import FAMILIES, samples, tiny
+from tests.models import PLAIN, samples, tiny
 from transformers import StableLmConfig, StableLmForCausalLM
 
 from frisket.attend.backends import grouped
@@ -17,7 +17,7 @@ from frisket.train.step import Laying
 ISOLATED = Laying("isolated", 64, 1, "grouped", 64)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_families_pass(family, dtype):
     model = tiny(family, dtype=dtype)
@@ -34,7 +34,7 @@ def relatives(lengths, shared):
     return made
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", PLAIN)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["grouped", "sdpa"])
 def test_forests_and_chains_pass(family, dtype, backend):

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from frisket.adapt.rates import Declared
 from frisket.adapt.where import Match, Where, resolve
 from frisket.errors import ConfigError
 from frisket.settings import Section, knob
@@ -90,8 +91,7 @@ class Attached(ABC):
 class MethodSettings(Section):
     """What all methods share; each method adds its own knobs, its rate and ``attach``."""
 
-    rate: ClassVar[float]
-    rate_source: ClassVar[str]
+    rate: ClassVar[Declared]
 
     where: Where = knob(
         "all-linear",
@@ -108,6 +108,11 @@ class MethodSettings(Section):
     def packs(self) -> bool:
         """Whether several samples may share a row, known before anything is loaded."""
         return True
+
+    @property
+    def declared_rate(self) -> Declared:
+        """Its own peak rate and where that comes from."""
+        return self.rate
 
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
         """Put the method on the model; everything that does not move is frozen."""

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, MethodSettings, freeze
+from frisket.adapt.rates import FULL, Declared
 from frisket.adapt.where import Match, Where
 from frisket.errors import UnsupportedError
 from frisket.settings import knob
@@ -18,8 +19,7 @@ from frisket.settings import knob
 class Full(MethodSettings):
     """Fine-tune the matched weights themselves."""
 
-    rate: ClassVar[float] = 2e-5
-    rate_source: ClassVar[str] = "the usual rate of supervised fine-tuning (TRL's default)"
+    rate: ClassVar[Declared] = FULL
 
     method: Literal["full"] = "full"
     where: Where = knob("all", "which modules move; default: all")

@@ -1,4 +1,5 @@
-"""Every method that PEFT has, through one file. PEFT is imported inside functions only: it is slow to import.
+"""What all methods of PEFT share, and those without a file of their own. PEFT is imported inside functions only: it is
+slow to import.
 
 PEFT's layers are put into the model in place, so module paths stay those of the base and the backbone is called
 directly; PEFT's wrapper is kept beside the model for saving, merging and switching off.
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, MethodSettings, freeze, seeded
-from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, resolve, short_names
+from frisket.adapt.head import untie_adapted_head
+from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
+from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
 from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
@@ -73,60 +76,32 @@ PACKS = frozenset(
 )
 
 
-class _PeftMethod(MethodSettings):
+class PeftMethod(MethodSettings):
     """Shared by all PEFT methods: build the configuration, put its layers in."""
 
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
-        """Freeze the model, put PEFT's layers in, and return what moves."""
+        """Freeze the model, put PEFT's layers in, and return what moves.
+
+        Raises:
+            UnsupportedError: `where` reaches expert tensors, which only LoRA can adapt.
+        """
         match = self.resolve(model)
-        config = self._config(model, match)
-        return _attach(model, config, match, rng)
+        if match.experts(model):
+            raise UnsupportedError(
+                f"adapt.where reaches {len(match.experts(model))} expert tensors, and in PEFT only LoRA adapts those, "
+                f"not {self.label}.\n"
+                "Use adapt.method=lora, or adapt.where=all-linear without the experts."
+            )
+        return attach_config(model, self._config(model, match), match, rng)
 
     def _config(self, model: nn.Module, match: Match) -> Any:
         raise NotImplementedError
 
 
-class Lora(_PeftMethod):
-    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A.
-
-    `dora` splits off the magnitude (Liu et al. 2024, arXiv 2402.09353); `rslora` scales by alpha / sqrt(rank)
-    (Kalajdzievski 2023, arXiv 2312.03732). Differs from common defaults: no dropout.
-    """
-
-    rate: ClassVar[float] = 2e-4
-    rate_source: ClassVar[str] = "QLoRA (arXiv 2305.14314), 7B to 13B; about ten times full fine-tuning"
-
-    method: Literal["lora"] = "lora"
-    rank: int = knob(16, "rank of the two factors", was=("r", "lora_r", "lora_rank"), gt=0)
-    alpha: float | None = knob(None, "scale times rank; default: twice the rank", was=("lora_alpha",), gt=0)
-    dora: bool = knob(False, "decompose into magnitude and direction", was=("use_dora", "peft_use_dora"))
-    rslora: bool = knob(False, "scale by alpha / sqrt(rank)", was=("use_rslora", "peft_use_rslora"))
-
-    def resolve(self, model: nn.Module) -> Match:
-        """Find what `where` names; a tied head may be among it, because LoRA leaves its weight alone."""
-        return resolve(model, self.where, moves_weights=False)
-
-    def _config(self, model: nn.Module, match: Match) -> Any:
-        from peft import LoraConfig
-
-        targets = _linear_targets(model, match, moves_weights=False)
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]
-            use_dora=self.dora,
-            use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
-            lora_dropout=0.0,
-            fan_in_fan_out=_is_transposed(model, match),
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-        )
-
-
-class Ia3(_PeftMethod):
+class Ia3(PeftMethod):
     """(IA)3: learned scales of keys, values and feed-forward inputs (Liu et al. 2022, arXiv 2205.05638)."""
 
-    rate: ClassVar[float] = 3e-3
-    rate_source: ClassVar[str] = "T-Few (arXiv 2205.05638), section 3.3"
+    rate: ClassVar[Declared] = IA3
 
     method: Literal["ia3"] = "ia3"
     where: Where = knob(
@@ -137,7 +112,7 @@ class Ia3(_PeftMethod):
     def _config(self, model: nn.Module, match: Match) -> Any:
         from peft import IA3Config
 
-        targets = _linear_targets(model, match)
+        targets = linear_targets(model, match)
         linears = match.linears(model)
         fed = [name for name in linears if not any(part in name for part in ("attn", "attention"))]
         fed_targets = short_names(model, fed) if fed else []
@@ -146,16 +121,15 @@ class Ia3(_PeftMethod):
         return IA3Config(
             target_modules=targets,
             feedforward_modules=fed_targets,
-            fan_in_fan_out=_is_transposed(model, match),
+            fan_in_fan_out=is_transposed(model, match),
             task_type="CAUSAL_LM",
         )
 
 
-class LnTuning(_PeftMethod):
+class LnTuning(PeftMethod):
     """Only the normalisation layers move (Zhao et al. 2023, arXiv 2312.11420)."""
 
-    rate: ClassVar[float] = 1e-3
-    rate_source: ClassVar[str] = "ours; the paper's rates are for vision-language models"
+    rate: ClassVar[Declared] = LN_TUNING
 
     method: Literal["ln_tuning"] = "ln_tuning"
     where: Where = knob("norms", "which normalisation layers")
@@ -166,11 +140,10 @@ class LnTuning(_PeftMethod):
         return LNTuningConfig(target_modules=short_names(model, match.modules), task_type="CAUSAL_LM")
 
 
-class Peft(_PeftMethod):
+class Peft(PeftMethod):
     """Any other type of PEFT, its options checked against that type's own configuration."""
 
-    rate: ClassVar[float] = 1e-3
-    rate_source: ClassVar[str] = "ours; see the method's own paper"
+    rate: ClassVar[Declared] = UNKNOWN
 
     method: Literal["peft"] = "peft"
     peft_type: str = knob(..., "PEFT's name of the method, for example VERA")
@@ -180,6 +153,11 @@ class Peft(_PeftMethod):
     def label(self) -> str:
         """PEFT's name of the method."""
         return self.peft_type.upper()
+
+    @property
+    def declared_rate(self) -> Declared:
+        """The rate of this type, where a source states one."""
+        return PEFT_RATES.get(self.label, self.rate)
 
     @property
     def packs(self) -> bool:
@@ -226,7 +204,7 @@ class Peft(_PeftMethod):
                     f"adapt.options.{name} changes the model around the adapter, which frisket does not carry.\n"
                     f"Leave adapt.options.{name} out."
                 )
-        targets = _linear_targets(model, match)
+        targets = linear_targets(model, match)
         with _said_by_peft(known[kind].__name__):
             return known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
 
@@ -289,7 +267,7 @@ class AttachedPeft(Attached):
         Raises:
             UnsupportedError: PEFT cannot merge this type, or the result is not finite.
         """
-        _untie_adapted_head(self._model)
+        untie_adapted_head(self._model)
         try:
             self._wrapper.merge_and_unload(safe_merge=True)
         except (NotImplementedError, ValueError) as error:
@@ -308,7 +286,12 @@ class AttachedPeft(Attached):
             yield
 
 
-def _attach(model: nn.Module, config: Any, match: Match, rng: torch.Generator) -> AttachedPeft:
+def attach_config(model: nn.Module, config: Any, match: Match, rng: torch.Generator) -> AttachedPeft:
+    """Freeze the model and put the layers of a configuration of PEFT into it.
+
+    Raises:
+        ConfigError: PEFT refuses the configuration, or nothing would move.
+    """
     from peft import PeftModel
 
     freeze(model)
@@ -336,7 +319,8 @@ def _without_its_warnings() -> Iterator[None]:
 
     It reads a property that transformers 5.23 calls deprecated; it does not know the size of norms, which it only
     copies; BOFT looks for a compiler of CUDA code and says that it goes on without; an adapter on a tied head is untied
-    by ``merge`` before it is folded in.
+    by ``merge`` before it is folded in; patterns for ranks that transformers hands it match nothing where a mixture's
+    dense layers have no experts.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
@@ -344,10 +328,11 @@ def _without_its_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="Failed to load the CUDA extension", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*a tied layer is part of the adapter", category=UserWarning)
         warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1", category=UserWarning)
+        warnings.filterwarnings("ignore", message="The following .*_pattern keys did not", category=RuntimeWarning)
         yield
 
 
-def _linear_targets(model: nn.Module, match: Match, *, moves_weights: bool = True) -> list[str]:
+def linear_targets(model: nn.Module, match: Match, *, moves_weights: bool = True) -> list[str]:
     """Target list for PEFT: the linear layers at or below the matched modules."""
     linears = match.linears(model)
     if not linears:
@@ -362,45 +347,9 @@ def _linear_targets(model: nn.Module, match: Match, *, moves_weights: bool = Tru
     return short_names(model, linears)
 
 
-def _is_transposed(model: nn.Module, match: Match) -> bool:
+def is_transposed(model: nn.Module, match: Match) -> bool:
     """Whether the matched layers keep their weight as [in, out] (GPT-2's Conv1D)."""
     return all(not isinstance(model.get_submodule(name), nn.Linear) for name in match.linears(model))
-
-
-def lora_of(module: nn.Module) -> tuple[nn.Module, tuple[Tensor, Tensor, float] | None] | None:
-    """A layer with plain LoRA on it: the base's own layer, and both factors with their scale.
-
-    Returns:
-        None where the module is no such layer; no factors where the adapter is switched off or merged.
-    """
-    if type(module) is nn.Linear:  # the usual head, without loading peft
-        return None
-    from peft.tuners.lora import Linear
-
-    if type(module) is not Linear or module.use_dora.get("default") or module.lora_variant:
-        return None
-    if module.disable_adapters or module.merged:
-        return module.get_base_layer(), None
-    (name,) = module.active_adapters
-    if module.lora_B[name].bias is not None:
-        return None
-    down, up = module.lora_A[name].weight, module.lora_B[name].weight
-    return module.get_base_layer(), (down, up, module.scaling[name])  # pyright: ignore[reportReturnType]
-
-
-def has_adapted_tied_head(model: nn.Module) -> bool:
-    """Whether LoRA sits on a head whose weight is the input embedding's."""
-    found = lora_of(model.get_output_embeddings())  # pyright: ignore[reportCallIssue]
-    return found is not None and found[0].weight is model.get_input_embeddings().weight  # pyright: ignore
-
-
-def _untie_adapted_head(model: nn.Module) -> None:
-    """Merging into a tied head would change the embedding as well."""
-    if has_adapted_tied_head(model):
-        base = model.get_output_embeddings().get_base_layer()  # pyright: ignore
-        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)  # pyright: ignore
-        model.config.get_text_config().tie_word_embeddings = False  # pyright: ignore
-        model.config.tie_word_embeddings = False  # pyright: ignore
 
 
 def load_adapter(model: nn.Module, folder: Path) -> AttachedPeft:

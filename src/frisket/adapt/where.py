@@ -2,14 +2,15 @@
 
 A pattern is a shell glob (``*.q_proj``) or one of the words below; patterns unite. ``{layers: 4-7}`` in the list
 restricts the others to those layers (alone it means everything in them). A matched module means all its parameters.
-Zero matches is an error that names the nearest module.
+The experts of a mixture are 3-D tensors [expert, ...] that no module holds alone; they are matched by their own paths
+(``*.experts.gate_up_proj``). Zero matches is an error that names the nearest module.
 """
 
 import fnmatch
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -22,6 +23,7 @@ WORDS = {
     "all-linear": "every linear layer but the output head",
     "attention": "linear layers of the attention blocks",
     "mlp": "linear layers of the feed-forward blocks",
+    "experts": "the experts of a mixture (3-D tensors)",
     "norms": "normalisation layers",
     "embeddings": "the input embedding",
     "head": "the output head",
@@ -37,15 +39,25 @@ class Match:
     Attributes:
         modules: dotted paths of the matched modules, in the model's order.
         by_pattern: how many parameters each pattern matched.
+        tensors: dotted paths of the expert tensors that were matched by their own path.
+        notes: what the user should hear of the match.
     """
 
     modules: tuple[str, ...]
     by_pattern: dict[str, int]
+    tensors: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def parameters(self, model: nn.Module) -> list[str]:
-        """Names of all parameters of the matched modules, in the model's order (a tied tensor counts once)."""
-        prefixes = {f"{name}." if name else "" for name in self.modules}
-        return [name for name, _ in model.named_parameters() if any(name.startswith(prefix) for prefix in prefixes)]
+        """Names of all matched parameters, in the model's order (a tied tensor counts once)."""
+        prefixes = tuple({f"{name}." if name else "" for name in self.modules})
+        chosen = set(self.tensors)
+        return [name for name, _ in model.named_parameters() if name in chosen or name.startswith(prefixes)]
+
+    def experts(self, model: nn.Module) -> list[str]:
+        """Names of the matched expert tensors, those of matched modules included."""
+        every = set(expert_tensors(model))
+        return [name for name in self.parameters(model) if name in every]
 
     def linears(self, model: nn.Module) -> list[str]:
         """Dotted paths of the linear layers at or below the matched modules."""
@@ -62,6 +74,16 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def expert_tensors(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The experts of a mixture: 3-D parameters [expert, ...], by dotted path; kernels of convolutions are none."""
+    found = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() == 3 and len(parameter) > 1 and not isinstance(module, nn.modules.conv._ConvNd):
+                found[f"{path}.{name}" if path else name] = parameter
+    return found
+
+
 def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Match:
     """Find the modules that `where` names.
 
@@ -73,12 +95,14 @@ def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Ma
         UnsupportedError: a row range ``[a:b]``, which no method can freeze exactly yet; a head tied to the embedding.
     """
     patterns, layers = _split(where)
-    names = [name for name, _ in model.named_modules()]
+    names, experts = [name for name, _ in model.named_modules()], expert_tensors(model)
     chosen: dict[str, None] = {}
+    tensors: dict[str, None] = {}
     by_pattern: dict[str, int] = {}
     for pattern in patterns:
         found = [name for name in _find(model, names, pattern) if layers is None or _layer_of(name) in layers]
-        by_pattern[pattern] = len(Match(tuple(found), {}).parameters(model))
+        inside = [name for name in _find_experts(experts, pattern) if layers is None or _layer_of(name) in layers]
+        by_pattern[pattern] = len(Match(tuple(found), {}, tuple(inside)).parameters(model))
         if not by_pattern[pattern] and moves_weights:
             refuse_tied_head(model, found)
         if not by_pattern[pattern] and is_tied_head(model, found):
@@ -86,7 +110,30 @@ def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Ma
         if not by_pattern[pattern]:
             raise ConfigError(_no_match(model, pattern, layers))
         chosen.update(dict.fromkeys(found))
-    return Match(tuple(name for name in names if name in chosen), by_pattern)
+        tensors.update(dict.fromkeys(inside))
+    match = Match(
+        tuple(name for name in names if name in chosen), by_pattern, tuple(name for name in experts if name in tensors)
+    )
+    return replace(match, notes=(*_left_out_experts(model, match, experts), *_left_out_mamba(model, match)))
+
+
+def _left_out_mamba(model: nn.Module, match: Match) -> tuple[str, ...]:
+    left_out = [name for name in _mamba_outputs(model) if name not in match.modules]
+    if "all-linear" not in match.by_pattern or not left_out:
+        return ()
+    return (f"all-linear leaves out out_proj of {len(left_out)} Mamba layers: their kernels would pass an adapter by",)
+
+
+def _left_out_experts(model: nn.Module, match: Match, experts: Mapping[str, nn.Parameter]) -> tuple[str, ...]:
+    """Experts that a word for linear layers passes by, because they are no linear layers."""
+    word = next((word for word in ("all-linear", "mlp") if word in match.by_pattern), None)
+    if word is None or not experts or match.experts(model):
+        return ()
+    size = sum(tensor.numel() for tensor in experts.values())
+    return (
+        f"{word} leaves out the experts: {len(experts)} 3-D tensors with {size:,} parameters; with them: "
+        f"adapt.where='[{word}, experts]'",
+    )
 
 
 def short_names(model: nn.Module, chosen: Sequence[str]) -> list[str]:
@@ -94,6 +141,19 @@ def short_names(model: nn.Module, chosen: Sequence[str]) -> list[str]:
     leaves = {name.rpartition(".")[2] for name in chosen}
     reached = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in leaves}
     return sorted(leaves) if reached == set(chosen) else list(chosen)
+
+
+def short_tensor_names(model: nn.Module, chosen: Sequence[str]) -> list[str]:
+    """The shortest list that names exactly these parameters: their last two words where those are unambiguous."""
+    ends = {".".join(name.split(".")[-2:]) for name in chosen}
+    reached = {name for name, _ in model.named_parameters() if name.endswith(tuple(f".{end}" for end in ends))}
+    return sorted(ends) if reached == set(chosen) else list(chosen)
+
+
+def embedding_name(model: nn.Module) -> str:
+    """Dotted path of the input embedding."""
+    table = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    return next(name for name, module in model.named_modules() if module is table)
 
 
 def head_name(model: nn.Module) -> str | None:
@@ -153,28 +213,60 @@ def _layer_range(text: str | int) -> Iterable[int]:
     return range(first, last + 1)
 
 
+def _find_experts(experts: Iterable[str], pattern: str) -> list[str]:
+    if pattern in WORDS:
+        return list(experts) if pattern == "experts" else []
+    return [name for name in experts if fnmatch.fnmatchcase(name, pattern)]
+
+
 def _find(model: nn.Module, names: list[str], pattern: str) -> list[str]:
+    if pattern in WORDS:
+        names = _of_text(model, names)
     if pattern == "all":
         return [name for name in names if list(model.get_submodule(name).parameters(recurse=False))]
     if pattern in ("all-linear", "attention", "mlp"):
-        head = head_name(model)
-        linears = [name for name in names if is_linear(model.get_submodule(name)) and name != head]
-        return linears if pattern == "all-linear" else [name for name in linears if _block_of(name) == pattern]
+        linears = _linears_of_blocks(model, names)
+        return linears if pattern == "all-linear" else [name for name in linears if _block_of(model, name) == pattern]
+    if pattern == "experts":
+        return []  # they are tensors, not modules
     if pattern == "norms":
         return [name for name in names if "norm" in type(model.get_submodule(name)).__name__.lower()]
     if pattern == "embeddings":
-        table = model.get_input_embeddings()  # pyright: ignore[reportCallIssue]
-        return [name for name in names if model.get_submodule(name) is table]
+        return [embedding_name(model)]
     if pattern == "head":
         head = head_name(model)
         return [head] if head else []
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
-def _block_of(name: str) -> str | None:
+def _of_text(model: nn.Module, names: list[str]) -> list[str]:
+    """Modules of the language model: the words do not mean the towers for images and sound that may stand beside it."""
+    decoder, head = model.get_decoder(), head_name(model)  # pyright: ignore[reportCallIssue]
+    root = next((name for name, module in model.named_modules() if module is decoder), "")
+    return [name for name in names if _is_within(name, root) or name == head]
+
+
+def _linears_of_blocks(model: nn.Module, names: list[str]) -> list[str]:
+    apart = {head_name(model), *_mamba_outputs(model)}
+    return [name for name in names if is_linear(model.get_submodule(name)) and name not in apart]
+
+
+def _mamba_outputs(model: nn.Module) -> list[str]:
+    """The last projections of Mamba layers (a state matrix A and a skip D), whose fused kernels read the weight itself:
+    an adapter on it would be passed by, and PEFT refuses most of them.
+    """
+    state = {"A_log", "D"}
+    own = {name: {key for key, _ in module.named_parameters(recurse=False)} for name, module in model.named_modules()}
+    return [f"{name}.out_proj" for name, keys in own.items() if state <= keys]
+
+
+def _block_of(model: nn.Module, name: str) -> str | None:
     """``attention`` or ``mlp`` by the conventional names of Hugging Face's blocks."""
     path = name.lower()
-    if re.search(r"(^|\.)(self_attn|attn|attention|self_attention|linear_attn|mixer)\.", path):
+    if re.search(r"(^|\.)mixer\.", path):  # Nemotron-H calls every block so
+        block = type(model.get_submodule(name[: path.rindex(".")])).__name__.lower()
+        return "attention" if "attention" in block else "mlp" if "mlp" in block else None
+    if re.search(r"(^|\.)(self_attn|attn|attention|self_attention|linear_attn)\.", path):
         return "attention"
     return "mlp" if re.search(r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|experts)\.", path) else None
 
@@ -194,6 +286,7 @@ def _no_match(model: nn.Module, pattern: str, layers: set[int] | None) -> str:
     leaves = Counter(
         name.rpartition(".")[2] for name, module in model.named_modules() if name and list(module.parameters())
     )
+    leaves.update(name.rpartition(".")[2] for name in expert_tensors(model))
     best = nearest(pattern.rpartition(".")[2] or pattern, [*leaves, *WORDS])
     hint = ""
     if best in WORDS:

@@ -4,8 +4,9 @@ Samples in the order of their prefixes are the leaves of a tree, depth first. Al
 tokens each leaf shares with the one before it (``joint``); segments are made of that at the very end.
 
 Source: the serialisation is that of Tree Training (arXiv 2511.00413) and Prefix Grouper (arXiv 2506.05433, section 3),
-for any depth. Differs: trees are found on tokens, a tree larger than a row is cut where least is computed twice, and
-weights are summed in ``supervise.predictions``.
+for any depth; of preference pairs it is the sharing of Wang and Hegde 2024 (arXiv 2410.20305). Differs: trees are found
+on tokens, a tree larger than a row is cut where least is computed twice, and weights are summed in
+``supervise.predictions``.
 """
 
 from collections.abc import Sequence as Seq

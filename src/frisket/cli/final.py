@@ -203,6 +203,8 @@ def _closing(summary: Mapping, out: Path) -> RenderableType:
     if "total" in seconds:
         parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if name != "total")
         grid.add_row("  time", Text(f"{duration(seconds['total'])}{f' ({parts})' if parts else ''}"))
+    if summary.get("memory"):
+        grid.add_row("  memory", Text(_memory(summary["memory"])))
     if summary.get("checks"):
         grid.add_row(
             "  checks", Text(" · ".join(f"{name} {_plain(value)}" for name, value in summary["checks"].items()))
@@ -210,9 +212,18 @@ def _closing(summary: Mapping, out: Path) -> RenderableType:
     for name, path in summary.get("artifacts", {}).items():
         if name in ("adapter", "model", "report", "report.html"):
             grid.add_row(f"  {name.removesuffix('.html')}", Text(str(out / path)))
+    if summary.get("serving"):
+        grid.add_row("  serve", Text(str(summary["serving"])))
     if summary.get("next"):
         grid.add_row("  next", Text(str(summary["next"]), style="bold"))
     return grid
+
+
+def _memory(memory: Mapping[str, int | None]) -> str:
+    """Highest, and what was predicted."""
+    peak, predicted = memory["peak_bytes"] or 0, memory["predicted_bytes"]
+    told = f"{peak / 2**20:,.0f} MiB at the highest"
+    return told if predicted is None else f"{told} ({predicted / 2**20:,.0f} predicted)"
 
 
 def _plain(value: object) -> str:

@@ -2,18 +2,15 @@
 
 import json
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from frisket.cli.options import AsJson, RunFolder, greet, run_folder
 from frisket.cli.screen import Screen
+from frisket.cli.talk import Talk
 from frisket.errors import ConfigError, DataError, gather
-
-if TYPE_CHECKING:
-    from frisket.run import Chat
 
 Messages = list[dict[str, Any]]
 
@@ -25,17 +22,24 @@ def command(
         Path | None,
         typer.Option(help="Prompts: JSONL with 'prompt' or 'messages', else one prompt a line.", show_default=False),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat", help="Talk; /new begins anew, /quit or Ctrl-D ends.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Talk; /help lists commands, Ctrl-D ends.")] = False,
     beside_base: Annotated[bool, typer.Option("--beside-base", help="Show what the base model answers, too.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, help="0: the most likely token each time.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.001, max=1, help="Sample only from the likeliest tokens of this probability.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
+    system: Annotated[
+        str | None, typer.Option(help="System message of conversations that have none.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> dict | None:
     """Answer prompts with a trained model.
 
     Examples:
       frisket generate out/chats --prompt "What is a frisket?" --beside-base
-      frisket generate out/chats --chat
+      frisket generate out/chats --chat --beside-base --system "Answer in one sentence."
     """
     if chat and (as_json or prompt or file):
         raise ConfigError("--chat reads from the keyboard; it takes no --json, --prompt or --file.\nLeave --chat out.")
@@ -44,13 +48,16 @@ def command(
         run_folder(out)
         conversations = [] if chat else _conversations(prompt or [], file)
         from frisket import run
+        from frisket.generate.settings import GenerateSettings
 
+        settings = GenerateSettings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         model = run.open_run(out, watcher=screen)
         if chat:
-            _talk(model, screen, beside_base, max_new_tokens, temperature)
+            Talk(model, screen, settings, beside_base, system).run()
             return None
-        answers = model.answer(conversations, max_new_tokens, temperature)
-        bases = model.answer(conversations, max_new_tokens, temperature, base=True) if beside_base else None
+        conversations = [_under(system, messages) for messages in conversations]
+        answers = model.answer(conversations, settings)
+        bases = model.answer(conversations, settings, base=True) if beside_base else None
     if not as_json:
         screen.show_answers([messages[-1]["content"] for messages in conversations], answers, bases)
     told = [{"messages": messages, "answer": answer} for messages, answer in zip(conversations, answers, strict=True)]
@@ -103,29 +110,6 @@ def _messages(record: object) -> Messages:
     raise ValueError("neither a text 'prompt' nor a list 'messages'")
 
 
-def _talk(model: "Chat", screen: Screen, beside_base: bool, max_new_tokens: int, temperature: float) -> None:
-    tuned: Messages = []
-    base: Messages = []
-    for text in _questions(screen):
-        if text == "/new":
-            tuned, base = [], []
-            continue
-        tuned = [*tuned, *_user(text)]
-        answer = screen.stream("tuned", model.stream(tuned, max_new_tokens, temperature))
-        tuned = [*tuned, {"role": "assistant", "content": answer}]
-        if beside_base:
-            base = [*base, *_user(text)]
-            said = screen.stream("base", model.stream(base, max_new_tokens, temperature, base=True))
-            base = [*base, {"role": "assistant", "content": said}]
-
-
-def _questions(screen: Screen) -> Iterable[str]:
-    while True:
-        try:
-            text = screen.ask().strip()
-        except EOFError:
-            return
-        if text in ("/quit", "/exit"):
-            return
-        if text:
-            yield text
+def _under(system: str | None, messages: Messages) -> Messages:
+    has_own = messages[0].get("role") == "system"
+    return messages if system is None or has_own else [{"role": "system", "content": system}, *messages]

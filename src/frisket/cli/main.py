@@ -5,6 +5,7 @@ Nothing heavy is imported here: ``frisket --help`` answers before torch, pydanti
 
 import json
 import math
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -22,7 +23,9 @@ VERBS = {
     "plan": "say what training would do, before paying for it (--schema, --names)",
     "view": "write an offline page that shows what every token does",
     "evaluate": "measure learning and forgetting of a finished run again",
+    "compare": "put finished runs, or a grid's, beside each other",
     "generate": "answer prompts with a trained model (--chat, --beside-base)",
+    "migrate": "turn a configuration of TRL, Axolotl or LLaMA-Factory into a recipe",
     "export": "merge an adapter into its model and verify the result",
 }
 FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
@@ -30,7 +33,13 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line of this process."""
-    sys.exit(run_words(sys.argv[1:]))
+    try:
+        code = run_words(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader went away: `frisket plan --schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = FAILED
+    sys.exit(code)
 
 
 def run_words(words: Sequence[str]) -> int:
@@ -43,7 +52,7 @@ def run_words(words: Sequence[str]) -> int:
         The exit code: 0, 2 for what the user can mend, 130 after Ctrl-C, 1 for a failure of frisket itself.
     """
     if not words or words[0] in ("--help", "-h", "help"):
-        print(help_text())
+        print(help_text() if words else greeting())
         return 0
     if words[0] in ("--version", "-V"):
         print(f"frisket {__version__}")
@@ -65,7 +74,19 @@ def run_words(words: Sequence[str]) -> int:
         return _fail(type(error).__name__, str(error), FAILED, as_json)
     if as_json and result is not None:
         print(json.dumps(_finite(result), ensure_ascii=False))
-    return 0
+    return result.get("exit_code", 0) if result else 0
+
+
+def greeting() -> str:
+    """What ``frisket`` alone prints: the three commands that matter."""
+    return (
+        f"frisket {__version__}: fine-tune language models under four explicit masks\n\n"
+        "  frisket plan  --model MODEL --data chats.jsonl             what training would do, before paying for it\n"
+        "  frisket train --model MODEL --data chats.jsonl --out OUT   learn, and say what was learned and forgotten\n"
+        "  frisket generate OUT --chat                                talk to it\n\n"
+        "No model or data at hand: --model bundled --data bundled trains one that ships with frisket, in minutes.\n"
+        "All verbs: frisket --help"
+    )
 
 
 def help_text() -> str:

@@ -3,8 +3,9 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -38,7 +39,7 @@ class Screen:
     @classmethod
     def open(cls, as_json: bool) -> "Screen":
         """The screen of a verb: stdout, or stderr where stdout is for a program."""
-        return cls(Console(stderr=as_json, highlight=False))
+        return cls(Console(stderr=as_json, highlight=False, emoji=False))
 
     def __enter__(self) -> "Screen":
         return self
@@ -127,24 +128,24 @@ class Screen:
         """Show names and values, one a line."""
         self.console.print(final.facts(facts))
 
-    def ask(self) -> str:
-        """Read one line from the keyboard.
+    def ask(self, go_on: bool = False) -> str:
+        """Read one line: from the keyboard, where a paste of several lines is one; else from a pipe, and show it.
+
+        Args:
+            go_on: the line goes on with a message that was begun.
 
         Raises:
             EOFError: the input is at its end.
         """
-        return self.console.input("[bold]you    [/bold]")
-
-    def stream(self, who: str, pieces: Iterable[str]) -> str:
-        """Show an answer while it is made, and return the whole of it."""
-        self.console.print(Text(f"{who:<7}", style="bold cyan" if who == "tuned" else "bold"), end="")
-        said = []
-        for piece in pieces:
-            said.append(piece)
-            self.console.print(piece, end="", markup=False, soft_wrap=True)
-            sys.stdout.flush()
-        self.console.print()
-        return "".join(said)
+        prompt = "…      " if go_on else "you    "
+        if self.console.is_terminal and sys.stdin.isatty():
+            # An editor of lines must know which characters of the prompt take no room.
+            return input(f"\x01\x1b[1m\x02{prompt}\x01\x1b[0m\x02" if _has_line_editor() else prompt)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        self.console.out(f"{prompt}{line.rstrip()}", highlight=False)
+        return line.rstrip("\n")
 
     def _is_due(self, record: StepRecord) -> bool:
         is_edge = record.step == 1 or record.step >= record.total_steps
@@ -165,6 +166,17 @@ class Screen:
         if self._training is not None:
             shown.insert(0, self._training.panel(self.console.width))
         return Group(*shown)
+
+
+@cache
+def _has_line_editor() -> bool:
+    """Whether `input` edits lines with GNU readline, which then takes a paste of several lines as one."""
+    try:
+        import readline
+    except ImportError:
+        return False
+    readline.parse_and_bind("set enable-bracketed-paste on")  # Python switches it off, for its own prompt
+    return True
 
 
 class Training:

@@ -1,12 +1,19 @@
-"""``frisket train``: fine-tune, and show what was learned."""
+"""``frisket train``: fine-tune, and show what was learned; with several values or seeds, a grid of runs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from frisket.cli.compare import AllowUnequal, show
 from frisket.cli.options import AsJson, Data, Model, Words, greet, load, split_words
 from frisket.cli.screen import Screen
+from frisket.errors import ConfigError
+
+if TYPE_CHECKING:
+    from frisket.recipe import Recipe
 
 
 def command(
@@ -15,6 +22,13 @@ def command(
     data: Data = None,
     out: Annotated[Path | None, typer.Option(help="Folder to write; default: out/NAME.", show_default=False)] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
+    seeds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", min=1, help="Train with seeds 0 to N-1 and compare; values with commas open a grid: rank=8,16"
+        ),
+    ] = None,
+    allow_unequal: AllowUnequal = False,
     overfit: Annotated[
         int | None,
         typer.Option(metavar="N", min=1, help="Drive N samples below a loss of 0.05, to see that they can be learned."),
@@ -26,22 +40,56 @@ def command(
     Examples:
       frisket train --model Qwen/Qwen3-0.6B --data chats.jsonl --out out/chats
       frisket train recipes/gsm8k.yaml adapt.rank=32
+      frisket train recipes/gsm8k.yaml --seeds 3 adapt.rank=8,16,32
       frisket train out/chats --resume
     """
     with Screen.open(as_json) as screen:
         greet(screen, "train", words, model, data or ())
-        recipe = load(words, model, data)
-        place, _ = split_words(words)
+        from frisket.cli.axes import split_axes
+        from frisket.recipe import GRID_FILE
+
+        place, overrides = split_words(words)
         if out is None and resume and place is not None and Path(place).is_dir():
             out = Path(place)
-        folder = out or Path("out") / (recipe.name or "run")
+        axes, shared = split_axes(overrides)
+        is_begun = resume and out is not None and str(out) == place and (out / GRID_FILE).is_file()
+        if not (axes or seeds is not None or is_begun):
+            return _train(load(words, model, data), out, resume, overfit, screen, as_json)
+        if overfit is not None:
+            raise ConfigError("--overfit tries one recipe, and this is a grid.\nLeave out --seeds and lists of values.")
         from frisket import run
 
-        try:
-            summary = run.train(recipe, out=folder, resume=resume, overfit=overfit, watcher=screen)
-        except KeyboardInterrupt as stop:
-            hint = f"Go on with: frisket train {folder} --resume" if folder.exists() else "Nothing was left behind."
-            raise KeyboardInterrupt(f"Stopped. {hint}") from stop
+        if out is not None and is_begun and not axes and seeds is None:
+            grid = run.load_grid(out)
+        else:
+            load([*([place] if place else []), *shared], model, data)
+            grid = run.make_grid(place, shared, axes, seeds, model=model, data=data or (), allow_unequal=allow_unequal)
+        folder = out or Path("out") / grid.name
+        with _stoppable(folder):
+            result = run.train_grid(grid, out=folder, resume=resume, allow_unequal=allow_unequal, watcher=screen)
+    if not as_json:
+        show(result, screen.console)
+    return {**result, "out": str(folder)}
+
+
+def _train(
+    recipe: "Recipe", out: Path | None, resume: bool, overfit: int | None, screen: Screen, as_json: bool
+) -> dict:
+    folder = out or Path("out") / (recipe.name or "run")
+    from frisket import run
+
+    with _stoppable(folder):
+        summary = run.train(recipe, out=folder, resume=resume, overfit=overfit, watcher=screen)
     if not as_json:
         screen.show_summary(summary, folder)
     return {**summary, "out": str(folder)}
+
+
+@contextmanager
+def _stoppable(folder: Path) -> Iterator[None]:
+    """Say how to go on after Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        hint = f"Go on with: frisket train {folder} --resume" if folder.exists() else "Nothing was left behind."
+        raise KeyboardInterrupt(f"Stopped. {hint}") from stop

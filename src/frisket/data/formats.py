@@ -348,6 +348,10 @@ def _finish(conversation: Conversation, settings: SourceSettings, shots: tuple[M
 
 
 def _answers_alone(conversation: Conversation) -> list[Conversation]:
+    """A sample for each answer, without what came before it: response tuning (Hewitt et al. 2024, arXiv 2409.14254).
+
+    Differs: the turn of the user is left out, where the paper keeps it with empty text.
+    """
     answers = [message for message in conversation.messages if message.role == "assistant"]
     if not answers:
         raise BadSample("there is no assistant message, so without_prompt leaves nothing")

@@ -42,4 +42,22 @@ class EvaluateSettings(Section):
     budget_seconds: float = knob(
         60.0, "longest evaluation before training; fewer samples are used, said so, where it would be longer", gt=0
     )
+    stop_after: int | None = knob(
+        None,
+        "stop when the loss of `watch` was not improved by so many evaluations in a row",
+        was=("early_stopping_patience",),
+        gt=0,
+    )
+    watch: str | None = knob(
+        None, "learning set whose loss decides; default: the first", was=("metric_for_best_model",)
+    )
+    keep: Literal["last", "best"] = knob(
+        "last",
+        "which weights are the result: of the last step, or of the evaluation with the lowest loss of `watch`",
+        was=("load_best_model_at_end",),
+    )
+    samples: int = knob(
+        3, "prompts of the first learning set that are answered at every evaluation (samples.jsonl); 0: none", ge=0
+    )
+    sample_tokens: int = knob(64, "longest of these answers", gt=0)
     batch_tokens: int = knob(8192, "tokens of a batch while evaluating and generating", gt=0)

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from frisket.generate.settings import GenerateSettings
@@ -61,6 +60,9 @@ def stream(
 ) -> Iterator[int]:
     """Continue one prompt, yielding each token as soon as it is chosen; the token that stops it is not yielded.
 
+    Keys and values are cached within one answer and never kept for the next: a template may render an earlier turn in
+    another way once an answer follows it, and the adapter may be switched off in between.
+
     Decoding runs in a thread of its own and ends, one token later, when the iterator is closed.
     """
     handed = _Handed()
@@ -86,20 +88,6 @@ def stream(
     finally:
         handed.reader_gone.set()
         thread.join()
-
-
-def as_text(tokenizer: Any, tokens: Iterable[int]) -> Iterator[str]:
-    """Turn a stream of tokens into a stream of text; a character spread over several tokens comes when complete.
-
-    Args:
-        tokenizer: a fast tokenizer of transformers.
-        tokens: what ``stream`` yields.
-    """
-    decoder = DecodeStream(skip_special_tokens=True)
-    for token in tokens:
-        text = decoder.step(tokenizer.backend_tokenizer, token)
-        if text:
-            yield text
 
 
 def stop_ids_of(model: Any, end_of_turn: Iterable[int] = ()) -> tuple[int, ...]:

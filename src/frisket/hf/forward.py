@@ -1,5 +1,7 @@
 """One forward of the backbone over rows: hidden states, never logits."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -27,10 +29,9 @@ def hidden_states(
     """
     device = model.device
     layout: Layout = prepare(rows, backend, device)
+    ids = torch.from_numpy(rows.input_ids).to(device)
     inputs = (
-        {"input_ids": torch.from_numpy(rows.input_ids).to(device)}
-        if embeddings is None
-        else {"inputs_embeds": embeddings}
+        {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings, **_beside_embeddings(model, ids)}
     )
     out = backbone_of(model)(
         **inputs,
@@ -40,3 +41,11 @@ def hidden_states(
         rows=layout,
     )
     return out.last_hidden_state.flatten(0, 1)
+
+
+def _beside_embeddings(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:
+    """What a family looks up by token id apart from the embeddings: an input of each layer (Gemma 3n and 4)."""
+    if not getattr(model.config.get_text_config(), "hidden_size_per_layer_input", None):
+        return {}
+    look_up: Any = model.get_decoder().get_per_layer_inputs
+    return {"per_layer_inputs": look_up(ids)}

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from frisket.adapt.peft import lora_of
+from frisket.adapt.head import low_rank_of
 from frisket.errors import UnsupportedError
 from frisket.hf.forward import hidden_states
 from frisket.supervise.loss import Head, LowRank
@@ -19,7 +19,7 @@ def head_of(model: PreTrainedModel) -> Head:
         UnsupportedError: the head is neither a plain linear layer nor one with plain LoRA on it.
     """
     module = model.get_output_embeddings()
-    found = lora_of(module)  # pyright: ignore[reportArgumentType]
+    found = low_rank_of(module)  # pyright: ignore[reportArgumentType]
     low_rank = None
     if found is not None:
         module, factors = found

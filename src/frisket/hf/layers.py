@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from frisket.errors import CheckError
+from frisket.errors import CheckError, UnsupportedError
 from frisket.hf.attention import Layout, counted
-from frisket.hf.forward import hidden_states
+from frisket.hf.forward import backbone_of, hidden_states
 from frisket.types import ROOT, Leaf, Rows
 
 Again = Callable[[Layout], None]
@@ -36,6 +36,28 @@ def attention_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
         )
     paths = {module: path for path, module in model.named_modules()}
     return {paths[module]: module for module in count.calls}
+
+
+def refuse_other_towers(model: PreTrainedModel) -> None:
+    """Refuse to move weights that no text reaches: the vision or audio towers of a model that has more than text.
+
+    Raises:
+        UnsupportedError: parameters that move lie in the backbone but not in its text part.
+    """
+    text = model.get_decoder()
+    reached = {id(parameter) for parameter in text.parameters()}
+    outside = [
+        name
+        for name, parameter in backbone_of(model).named_parameters()
+        if parameter.requires_grad and id(parameter) not in reached
+    ]
+    if outside:
+        name = next(path for path, module in model.named_modules() if module is text).rpartition(".")[2]
+        raise UnsupportedError(
+            f"adapt.where reaches {len(outside)} tensors of {type(model).__name__} that no text trains, first "
+            f"{outside[0]}: frisket trains its text part only.\n"
+            f"Keep to that: adapt.where='*{name}*'"
+        )
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Loading and saving models and tokenizers; every refusal names what is missing."""
 
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,12 +20,21 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from frisket import bundled
 from frisket.errors import ConfigError, UnsupportedError
+from frisket.hf import quantised, tokens
 from frisket.hf.attention import EAGER, NAME, OWN, supports_sdpa
+from frisket.hf.mixture import expert_count
 from frisket.hf.settings import ModelSettings
 
-COMPUTE = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
+COMPUTE = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 _RECURRENT = ("linear_attention", "mamba", "mamba2", "recurrent", "rwkv", "conv", "ssm", "lightning")
 _ATTENTION = ("full_attention", "sliding_attention", "attention", "global", "local", "sliding", "full")
+_BOTH = ("hybrid", "hybrid_sliding")  # attention and a recurrence side by side in one layer (Falcon-H1)
+_TOKENWISE = ("mlp", "moe")  # a token sees itself only (Nemotron-H has layers of nothing else)
+
+
+TESTED_DEVICES = ("cpu",)
+# Imported by peft, bitsandbytes looks for a faster CPU kernel that frisket does not use, and tells everybody.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 @dataclass(frozen=True)
@@ -52,20 +62,27 @@ def device_of(name: str) -> torch.device:
 def compute_type(name: str, device: torch.device) -> torch.dtype:
     """The type of the model's matmuls; ``auto`` is bf16 where the machine multiplies it natively, else fp32.
 
-    Raises:
-        UnsupportedError: fp16, which needs loss scaling.
+    On CUDA without native bf16 (compute capability below 8, where torch emulates it) ``auto`` is fp16.
     """
-    if name == "fp16":
-        raise UnsupportedError(
-            "train.compute = fp16 needs loss scaling, which this version does not have.\n"
-            "Use train.compute=bf16 or fp32."
-        )
     if name != "auto":
         return COMPUTE[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
     native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
     return torch.bfloat16 if native else torch.float32
+
+
+def cautions(asked: str, compute: torch.dtype, device: torch.device) -> list[str]:
+    """What a person should know of this device before the first step."""
+    told = []
+    if device.type not in TESTED_DEVICES:
+        told.append(
+            f"device {device}: frisket was never tested on {device.type}, only on {', '.join(TESTED_DEVICES)}; the "
+            "checks below run on it"
+        )
+    if asked == "auto" and compute == torch.float16:
+        told.append(f"device {device} has no bf16: computing in fp16 with a scaled loss (train.compute=fp32 without)")
+    return told
 
 
 def check_folder(path: str) -> None:
@@ -99,10 +116,15 @@ def _looks_local(path: str) -> bool:
 
 
 def load_tokenizer(settings: ModelSettings) -> Any:
-    """The tokenizer, with truncation and padding off.
+    """The tokenizer, with the recipe's tokens and a padding token that ends nothing; see ``load_prepared``."""
+    return load_prepared(settings).tokenizer
+
+
+def load_prepared(settings: ModelSettings) -> tokens.Prepared:
+    """The tokenizer, with truncation and padding off, and what was changed in it.
 
     Raises:
-        ConfigError: it is missing, or has no fast (Rust) implementation.
+        ConfigError: it is missing, or has no fast (Rust) implementation; a token that cannot be added.
     """
     path = resolve_path(settings.tokenizer or settings.path)
     if _looks_local(path) and not Path(path).is_dir():
@@ -121,7 +143,7 @@ def load_tokenizer(settings: ModelSettings) -> Any:
         )
     if tokenizer.vocab_size == 0:
         raise ConfigError(f"{path!r}: the tokenizer that was loaded has an empty vocabulary.")
-    return tokenizer
+    return tokens.prepare(tokenizer, settings)
 
 
 def _tokenizer_class(path: str) -> Any:
@@ -151,11 +173,11 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
             model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 path,
                 config=config,
-                dtype=dtype,
                 attn_implementation=NAME,
                 use_safetensors=True,
                 output_loading_info=True,
                 **options,
+                **quantised.options_of(settings.load, config, dtype, device),
             )
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
         offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
@@ -168,7 +190,9 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
             f"model.path = {settings.path!r}: the files lack {len(missing)} of the model's tensors, which would be "
             f"random: {', '.join(missing[:3])}{' …' if len(missing) > 3 else ''}."
         )
-    return ready(model.to(device))
+    if settings.add_tokens:
+        tokens.grow(model, load_prepared(settings).added)
+    return ready(quantised.placed(model, dtype, device))
 
 
 def empty_model(config: Any) -> PreTrainedModel:
@@ -180,7 +204,15 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
     """Put a model on our seam with its dropout at 0."""
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
+    tokens.learn_padding_row(model)
+    _set_experts(model)
     return model
+
+
+def _set_experts(model: PreTrainedModel) -> None:
+    """In float64 experts are computed one by one: torch's grouped matmul has no float64."""
+    if model.dtype == torch.float64 and is_mixture(model):
+        model.set_experts_implementation("eager")
 
 
 def switch_off_dropout(model: PreTrainedModel) -> list[str]:
@@ -209,15 +241,15 @@ def layer_counts(config: Any) -> Layers:
         or getattr(text, "layers_block_type", None)
         or ["attention"] * text.num_hidden_layers
     )
-    recurrent = sum(1 for kind in kinds if any(word in kind for word in _RECURRENT))
-    strange = sorted(
-        {kind for kind in kinds if kind not in _ATTENTION and not any(word in kind for word in _RECURRENT)}
-    )
+    recurrent = sum(1 for kind in kinds if kind in _BOTH or any(word in kind for word in _RECURRENT))
+    attention = sum(1 for kind in kinds if kind in _BOTH or kind in _ATTENTION)
+    known = (*_ATTENTION, *_BOTH, *_TOKENWISE)
+    strange = sorted({kind for kind in kinds if kind not in known and not any(word in kind for word in _RECURRENT)})
     if strange:
         raise UnsupportedError(
             f"{type(config).__name__} has layers of type {', '.join(strange)}, whose mask frisket does not know."
         )
-    return Layers(len(kinds) - recurrent, recurrent)
+    return Layers(attention, recurrent)
 
 
 def decoder_layers(model: PreTrainedModel) -> list[Any]:
@@ -250,18 +282,18 @@ def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    _set_experts(model)
+
+
+def embedding_names(model: PreTrainedModel) -> set[str]:
+    """Names of the input embedding's weights."""
+    own = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
+    return {name for name, parameter in model.named_parameters() if id(parameter) in own}
 
 
 def is_mixture(model: PreTrainedModel) -> bool:
     """Whether tokens are routed to experts."""
-    config = model.config.get_text_config()
-    counts = (getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
-    return any(count and count > 1 for count in counts)
-
-
-def has_router_loss(model_config: Any) -> bool:
-    """Whether the configuration asks for a mixture's auxiliary loss, which takes means over the tokens of a batch."""
-    return bool(getattr(model_config.get_text_config(), "output_router_logits", False))
+    return expert_count(model.config) > 1
 
 
 def context_length(model_config: Any) -> int | None:
@@ -287,6 +319,7 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torc
     """Write a plain transformers folder that loads without frisket."""
     before = model.config._attn_implementation
     model.set_attn_implementation(OWN if supports_sdpa(model) else EAGER)
+    tokens.share_padding(model, tokenizer)
     with _without_bars():
         model.to(dtype).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
     tokenizer.save_pretrained(folder)

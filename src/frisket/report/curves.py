@@ -55,6 +55,7 @@ class Chart:
         tick: how a value is written at the axis.
         first_tone: colour of the first curve; the others follow it.
         floor: the lowest value that the axis must show, where the values alone do not ask for it.
+        mark: (tokens, word) of an upright line.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Chart:
     tick: Callable[[float], str] = figure
     first_tone: int = 0
     floor: float | None = None
+    mark: tuple[float, str] | None = None
 
 
 def draw(chart: Chart) -> Markup:
@@ -75,6 +77,7 @@ def draw(chart: Chart) -> Markup:
         return Markup('<p class="quiet">{}: fewer than two steps were recorded.</p>').format(chart.title)
     frame = _Frame.around(chart, curves)
     marks = [_y_axis(chart, frame), _x_axis(frame)]
+    marks += [] if chart.mark is None else [_upright(*chart.mark, frame)]
     marks += [_curve(curve, tone, frame) for tone, curve in enumerate(curves, chart.first_tone)]
     marks += _strips(chart.readings, frame)
     head = f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(_told(chart))}">'
@@ -167,6 +170,12 @@ def _curve(curve: Curve, tone: int, frame: _Frame) -> str:
             parts.append(f'<path class="reach s{tone}" d="M{x:.1f} {top:.1f}V{bottom:.1f}"/>')
         parts.append(f'<circle class="dot s{tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.2"/>')
     return "".join(parts)
+
+
+def _upright(tokens: float, word: str, frame: _Frame) -> str:
+    x, _ = frame.place((tokens, frame.ticks[0]))
+    line = f'<path class="best" d="M{x:.1f} {TOP}V{HEIGHT - BOTTOM}"/>'
+    return f'{line}<text class="tick mid" x="{x:.1f}" y="{TOP - 2}">{escape(word)}</text>'
 
 
 def _strips(readings: Sequence[tuple[float, str]], frame: _Frame) -> list[str]:

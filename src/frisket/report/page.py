@@ -13,6 +13,7 @@ from frisket.report.measures import Measure, measures
 from frisket.report.overlap import overlap_html
 from frisket.report.plots import run_charts, steps_of
 from frisket.report.render import count, duration, facts, figure, page, words
+from frisket.report.samples import samples_html
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def report_page(
     *,
     evaluations: Sequence[Mapping] = (),
     contamination: Sequence[Mapping] = (),
+    samples: Sequence[Mapping] = (),
 ) -> str:
     """The whole report of a run as one HTML document without external parts.
 
@@ -74,10 +76,11 @@ def report_page(
         environment: ``environment.json``.
         evaluations: the records of ``evaluations.jsonl``: what was measured during training.
         contamination: the records of ``contamination.jsonl``: the meter of mask-free rows.
+        samples: the records of ``samples.jsonl``: answers to the same prompts over time.
     """
     steps = steps_of(metrics)
     learning, forgetting = _panels(summary.get("learning")), _panels(summary.get("forgetting"))
-    model = summary["model"]
+    model, best = summary["model"], summary.get("best")
     return page(
         "report.html.jinja",
         title=str(summary["recipe"]),
@@ -90,7 +93,8 @@ def report_page(
         learning=learning,
         forgetting=forgetting,
         examples=summary.get("examples") or [],
-        plots=[draw(chart) for chart in run_charts(steps, timings, summary.get("learning") or {}, evaluations)],
+        samples=samples_html(samples, best),
+        plots=[draw(chart) for chart in run_charts(steps, timings, summary.get("learning") or {}, evaluations, best)],
         contamination=contamination_html(contamination, steps, summary.get("verdict")),
         overlap=overlap_html(summary.get("overlap") or {}),
         ledger=ledger_html(read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])),

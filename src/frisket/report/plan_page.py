@@ -39,6 +39,7 @@ def plan_page(
     advice: Sequence[tuple[str, str]] = (),
     overlap: Mapping[str, Mapping] | None = None,
     boilerplate: Sequence[ConstantText] = (),
+    memory: Sequence[tuple[str, str, str]] = (),
     fragment: Markup | None = None,
 ) -> str:
     """One HTML document without external parts.
@@ -51,6 +52,7 @@ def plan_page(
         advice: (sentence, where it is from).
         overlap: by evaluation set what ``frisket.evaluate.overlap.Overlap.as_dict`` gives.
         boilerplate: constant text that was found.
+        memory: (name, size, arithmetic) of what is in memory at the highest moment, and of what is written to disk.
         fragment: what ``mask_fragment`` made, or None where no row is shown.
     """
     return page(
@@ -62,5 +64,6 @@ def plan_page(
         advice=advice,
         overlap=overlap_html(overlap or {}),
         boilerplate=sorted(boilerplate, key=lambda each: -each.share),
+        memory=memory,
         fragment=fragment,
     )

@@ -55,7 +55,11 @@ def steps_of(metrics: Sequence[Mapping]) -> Steps:
 
 
 def run_charts(
-    steps: Steps, timings: Sequence[Mapping], learning: Mapping[str, Mapping], evaluations: Sequence[Mapping]
+    steps: Steps,
+    timings: Sequence[Mapping],
+    learning: Mapping[str, Mapping],
+    evaluations: Sequence[Mapping],
+    best: Mapping | None = None,
 ) -> list[Chart]:
     """Loss, exact match, learning rate, gradient norm and rates over tokens; what was not recorded is left out.
 
@@ -63,22 +67,37 @@ def run_charts(
         timings: the records of ``timings.jsonl``.
         learning: of ``summary.json``: the ends of the curves of what was measured.
         evaluations: the records of ``evaluations.jsonl``: ``step`` and ``learning``, one side of each set.
+        best: of ``summary.json``: the step with the lowest loss of the watched set, and whether it is the result.
     """
-    charts = [_loss(steps, measured(steps, learning, evaluations, "loss"))]
-    match = measured(steps, learning, evaluations, "exact_match")
-    charts += [_exact_match(match)] if match else []
+    result = best["step"] if best and best["kept"] == "best" else steps.last
+    charts = [_loss(steps, measured(steps, learning, evaluations, "loss", result), best)]
+    match = measured(steps, learning, evaluations, "exact_match", result)
+    charts += [_exact_match(match, result == steps.last)] if match else []
     charts += [_rate(steps)] if steps.points("rate") else []
     charts += [_gradient(steps)] if steps.points("gradient_norm") else []
     speeds = {name: speed_of(steps, timings, f"{name}_tokens") for name in ("flat", "computed", "supervised")}
     return [*charts, *([_speed(speeds)] if speeds["flat"] else [])]
 
 
-def measured(steps: Steps, learning: Mapping[str, Mapping], evaluations: Sequence[Mapping], name: str) -> list[Curve]:
-    """One curve a set with the points before, during and after training, with their intervals."""
+def measured(
+    steps: Steps,
+    learning: Mapping[str, Mapping],
+    evaluations: Sequence[Mapping],
+    name: str,
+    result: int | None = None,
+) -> list[Curve]:
+    """One curve a set with the points before, during and after training, with their intervals.
+
+    Args:
+        learning: of ``summary.json``.
+        evaluations: the records of ``evaluations.jsonl``.
+        name: the measure.
+        result: step whose weights were measured after training; default: the last.
+    """
     curves = []
     for called, entry in learning.items():
         during = {e["step"]: e["learning"][called] for e in evaluations if called in e["learning"]}
-        sides = {0: entry.get("before"), **during, steps.last: entry.get("after")}
+        sides = {0: entry.get("before"), **during, steps.last if result is None else result: entry.get("after")}
         found = [(steps.tokens[s], side) for s, side in sorted(sides.items()) if s in steps.tokens and side]
         kept = [(x, side) for x, side in found if side.get(name) is not None and math.isfinite(side[name])]
         if kept:
@@ -95,7 +114,7 @@ def speed_of(steps: Steps, timings: Sequence[Mapping], name: str) -> list[Point]
     return [(steps.tokens[step], tokens / seconds) for step, seconds, tokens in timed if seconds and tokens]
 
 
-def _loss(steps: Steps, sets: Sequence[Curve]) -> Chart:
+def _loss(steps: Steps, sets: Sequence[Curve], best: Mapping | None) -> Chart:
     points = steps.points("loss")
     sentence = ""
     if points:
@@ -103,23 +122,31 @@ def _loss(steps: Steps, sets: Sequence[Curve]) -> Chart:
         over = f"over {tokens_text(steps.tokens[steps.last])}"
         told = f"the first and last {size} of {count(len(points))} steps" if size > 1 else f"{count(len(points))} steps"
         sentence = f"Training loss {_moved(first, last)} {over} ({'means of ' if size > 1 else ''}{told})."
-    sentence += f" {_measured(sets, figure)}" if sets else ""
+    is_last = not best or best["kept"] == "last" or best["step"] == steps.last
+    sentence += f" {_measured(sets, figure, is_last)}" if sets else ""
+    if best:
+        result = "its weights are the result" if best["kept"] == "best" else "the result is the last step"
+        stopped = f" Stopped after {best['without_improvement']} evaluations without improvement." * best["stopped"]
+        sentence += (
+            f" Best at step {count(best['step'])} of {count(best['of'])}: {figure(best['loss'])}; {result}.{stopped}"
+        )
     return Chart(
         "Loss",
         "nats, mean over what is taught",
         [Curve("training", points, is_noisy=True), *sets[:_MOST_SETS]],
         sentence,
         steps.readings("loss"),
+        mark=(steps.tokens[best["step"]], "best") if best else None,
     )
 
 
-def _exact_match(sets: Sequence[Curve]) -> Chart:
+def _exact_match(sets: Sequence[Curve], is_last: bool) -> Chart:
     readings = [(x, f"{count(x)} tokens · {_share(y)}") for x, y in sets[0].points]
     return Chart(
         "Exact match",
         "share of samples",
         sets[:_MOST_SETS],
-        _measured(sets, _share),
+        _measured(sets, _share, is_last),
         readings,
         _whole_share,
         first_tone=1,
@@ -181,9 +208,10 @@ def _moved(first: float, last: float) -> str:
     return f"{'fell' if last < first else 'rose'} from {figure(first)} to {figure(last)}"
 
 
-def _measured(sets: Sequence[Curve], text: Callable[[float], str]) -> str:
-    """The ends of the sets that are drawn, and how many are not."""
-    shown = [f"{c.name} {text(c.points[0][1])} before, {text(c.points[-1][1])} after" for c in sets[:_MOST_SETS]]
+def _measured(sets: Sequence[Curve], text: Callable[[float], str], is_last: bool) -> str:
+    """The ends of the sets that are drawn, and how many are not; the last step may not be what training gave."""
+    end = "after" if is_last else "at the last step"
+    shown = [f"{c.name} {text(c.points[0][1])} before, {text(c.points[-1][1])} {end}" for c in sets[:_MOST_SETS]]
     rest = len(sets) - len(shown)
     return f"Measured: {'; '.join(shown)}{f'; {rest} more sets are in the tables above' if rest else ''}."
 

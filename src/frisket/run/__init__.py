@@ -1,10 +1,27 @@
 """The composition root: recipe to objects to loop. What the command line and Python call."""
 
 from frisket.run.again import evaluate_run
+from frisket.run.comparing import compare_runs
 from frisket.run.exporting import export
+from frisket.run.grid import load_grid, make_grid, train_grid
 from frisket.run.opening import Chat, open_run
 from frisket.run.planning import Plan, make_plan, module_names
 from frisket.run.training import Given, train
 from frisket.run.viewing import view
 
-__all__ = ["Chat", "Given", "Plan", "evaluate_run", "export", "make_plan", "module_names", "open_run", "train", "view"]
+__all__ = [
+    "Chat",
+    "Given",
+    "Plan",
+    "compare_runs",
+    "evaluate_run",
+    "export",
+    "load_grid",
+    "make_grid",
+    "make_plan",
+    "module_names",
+    "open_run",
+    "train",
+    "train_grid",
+    "view",
+]

@@ -6,7 +6,7 @@ from frisket.attend.pack import Arrangement
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order
 from frisket.errors import UnsupportedError
-from frisket.hf.load import has_router_loss, layer_counts
+from frisket.hf.load import layer_counts
 from frisket.recipe import Recipe
 from frisket.run.sharing import WORTH, few_steps, sharing_of
 from frisket.supervise.loss import LossRule
@@ -50,17 +50,9 @@ def _arrangement(recipe: Recipe, config: Any, dataset: Dataset, order: Order) ->
                 "Use attend.arrangement=auto: one sample a row."
             )
         return "alone", f"{method.label} is not shown to be exact in packed rows"
-    if asked == "forest" and has_router_loss(config):
-        raise UnsupportedError(
-            "attend.arrangement = 'forest': the model's configuration asks for a router loss (output_router_logits), "
-            "whose means over tokens change where tokens are shared.\n"
-            "Use attend.arrangement=isolated."
-        )
-    if asked == "auto" and not has_router_loss(config):
+    if asked == "auto":
         saved = sharing_of(dataset, few_steps(order), recipe.attend.row_tokens).saved
         if saved >= WORTH:
             return "forest", f"samples of a step share {100 * saved:.0f} % of their tokens: computed once"
         return "isolated", f"a forest would save {100 * saved:.1f} %, less than {100 * WORTH:.0f} %"
-    if asked == "auto":
-        return "isolated", "the model's router loss takes means over tokens"
     return cast(Arrangement, asked), "as the recipe says"

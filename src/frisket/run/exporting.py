@@ -1,107 +1,113 @@
-"""`frisket export`: fold the adapter into the base in fp32, write it in the base's type, load it again, compare."""
+"""`frisket export`: what a run made, in the form that a server reads, checked by loading it again."""
 
-import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from frisket.adapt import peft
-from frisket.attend.pack import pack
-from frisket.data.chat import encode_many, load_template
-from frisket.data.problem import Problem
-from frisket.data.source import read_conversations
-from frisket.errors import CheckError, ConfigError
-from frisket.hf import load
+from frisket.errors import CheckError, UnsupportedError
+from frisket.hf import load, tokens
 from frisket.hf.heads import logits_of
-from frisket.recipe import Recipe, load_recipe
-from frisket.run.opening import dtype_name, refuse_full
-from frisket.types import Rows
+from frisket.run import hub
+from frisket.run.folder import read_json
+from frisket.run.gguf import export_gguf
+from frisket.run.merging import (
+    BARS,
+    Trained,
+    largest_difference,
+    merge,
+    real_rows,
+    refuse_full_target,
+    trained,
+    written,
+)
+from frisket.run.ollama import export_ollama
+from frisket.run.serving import serving_of
 from frisket.watch import Watcher
 
-REAL_ROWS = 4
-# The merged weight is rounded once to the base's type; the bar is that rounding, in units of the largest logit.
-BARS = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2**-4, torch.float16: 2**-7}
 
-
-def export(folder: Path, *, to: str, into: Path | None, watcher: Watcher) -> dict:
-    """Merge a run's adapter into its base.
+def export(folder: Path, *, to: str, into: Path | None, push: str | None = None, watcher: Watcher) -> dict[str, Any]:
+    """Write a run's result for serving.
 
     Args:
         folder: run folder.
-        to: ``merged``.
-        into: folder to write; default ``OUT/merged``.
+        to: ``merged`` (a plain model), ``peft`` (the adapter alone), ``gguf`` (llama.cpp) or ``ollama``.
+        into: folder to write; default ``OUT/<to>``.
+        push: repository on the Hugging Face Hub (``user/name``) to which the written folder, and nothing else, is sent.
 
     Raises:
-        ConfigError: the target exists already.
-        UnsupportedError: the run has no adapter.
-        CheckError: what was written differs from base plus adapter by more than the type's rounding.
+        ConfigError: the folder holds no finished run, the target holds something, or nothing can be pushed.
+        UnsupportedError: the run has no adapter, the adapter cannot be merged, or the template cannot be translated.
+        CheckError: what was written is not what was trained; nothing is kept.
     """
-    refuse_full(folder)
-    target = into or folder / "merged"
-    if target.exists() and any(target.iterdir()):
-        raise ConfigError(f"--into {target} is not empty.\nGive another folder: --into {target}-2")
-    recipe = load_recipe(folder)
-    device = load.device_of(recipe.model.device)
-    tokenizer = load.load_tokenizer(recipe.model)
-    rows = real_rows(recipe, tokenizer)
-    base_dtype = load.stored_dtype(recipe.model, None)
-    watcher.say(f"merge      {folder / 'adapter'} into {recipe.model.path}, in float32")
-    model = load.load_model(recipe.model, torch.float32, device).eval()
-    attached = peft.load_adapter(model, folder / "adapter")
-    apart = [logits_of(model, batch) for batch in rows]
-    attached.merge()
-    merged = [logits_of(model, batch) for batch in rows]
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    load.save_model(model, tokenizer, partial, base_dtype)
-    again_model = load.load_model(
-        recipe.model.model_copy(update={"path": str(partial), "tokenizer": None}), torch.float32, device
-    ).eval()
-    again = [logits_of(again_model, batch) for batch in rows]
-    in_memory, written = _largest(apart, merged), _largest(apart, again)
-    scale = max(float(logits.abs().max()) for logits in apart)
-    bar = BARS[base_dtype] * max(1.0, scale)
-    if in_memory > BARS[torch.float32] * max(1.0, scale) or written > bar:
-        shutil.rmtree(partial)
-        raise CheckError(
-            f"the merged model differs from base + adapter by {in_memory:.2g} in fp32 and {written:.2g} as written "
-            f"(allowed: {bar:.2g}); nothing was kept.\n"
-            "Serve the adapter itself instead."
+    if push is not None:
+        hub.refuse_to_push(push, to)
+    target = into or folder / to
+    refuse_full_target(target)
+    run = trained(folder)
+    if to == "merged":
+        facts = merge(run, target, watcher)
+    elif to == "peft":
+        facts = _copy_adapter(run, target, watcher)
+    elif to == "gguf":
+        facts = export_gguf(run, target, watcher)
+    else:
+        facts = export_ollama(run, target, watcher)
+    if push is not None:
+        facts["pushed"] = hub.push(target, push, watcher)
+    return facts
+
+
+def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
+    """Copy the adapter's folder, put it on a fresh base, and compare with the run's own."""
+    if run.is_full:
+        raise UnsupportedError(
+            f"{run.folder} holds no adapter: the model itself was fine-tuned.\nExport the model: --to merged"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(partial, target)
-    watcher.say(
-        f"checked    largest difference of a logit: {in_memory:.2g} merged in fp32, {written:.2g} as written in "
-        f"{dtype_name(base_dtype)} (largest logit {scale:.3g})"
+    rows = real_rows(run.recipe, run.tokenizer)
+    with written(target) as partial:
+        shutil.copytree(run.artifact, partial)
+        run.tokenizer.save_pretrained(partial)
+        found = []
+        for adapter in (run.artifact, partial):
+            model = run.base()
+            peft.load_adapter(model, adapter)
+            found.append([logits_of(model, batch) for batch in rows])
+        difference, scale = largest_difference(*found), max(float(logits.abs().max()) for logits in found[0])
+        if not difference <= BARS[torch.float32] * max(1.0, scale):
+            raise CheckError(
+                f"the copied adapter gives logits that differ by {difference:.2g}; nothing was kept.\n"
+                f"Use {run.artifact} itself."
+            )
+        config = read_json(partial / "adapter_config.json")
+        (partial / "README.md").write_text(_card(run, config), encoding="utf-8")
+    base = config["base_model_name_or_path"]
+    if not hub.is_hub_id(base):
+        watcher.warn(
+            f"the adapter names its base by a folder of this machine ({base}): elsewhere, give that base there"
+        )
+    watcher.say(f"checked    on a fresh base the adapter gives the same logits (difference {difference:.2g})")
+    serving = serving_of(config, run.recipe.model.load)
+    watcher.say(f"serve      {serving.line(load.resolve_path(run.recipe.model.path), run.folder)}")
+    return {"peft": str(target), "difference": difference, "serving": serving.as_dict()}
+
+
+def _card(run: Trained, config: dict[str, Any]) -> str:
+    """How to load the adapter, as the Hugging Face Hub shows it."""
+    base = config["base_model_name_or_path"]
+    named = f"base_model: {base}\n" if hub.is_hub_id(base) else ""  # the Hub refuses what is no id
+    return (
+        f"---\nlibrary_name: peft\n{named}tags: [frisket, {config['peft_type'].lower()}]\n---\n\n"
+        f"An adapter for `{base}`, fine-tuned with frisket. The chat template is in the tokenizer's files.\n"
+        "`.` is this folder; on the Hub it is the repository's name.\n\n"
+        f"```python\n{tokens.loading_lines(Path(), base, _grown_rows(run))}```\n"
     )
-    return {
-        "merged": str(target),
-        "dtype": dtype_name(base_dtype),
-        "difference_fp32": in_memory,
-        "difference_written": written,
-        "largest_logit": scale,
-    }
 
 
-def real_rows(recipe: Recipe, tokenizer: object) -> list[Rows]:
-    """A few of the run's own samples, or a plain sentence where its data is not there any more."""
-    template = load_template(recipe.model.template, tokenizer)
-    source = recipe.data[0].model_copy(update={"limit": REAL_ROWS}) if recipe.data else None
-    try:
-        conversations = read_conversations(source, 0).conversations if source else []
-    except Exception:  # the data may be gone: any text will do for comparing logits
-        conversations = []
-    encoded = [e for e in encode_many(conversations, template, tokenizer) if not isinstance(e, Problem)]
-    sequences = [e.sequence for e in encoded if len(e.sequence) <= 2048]
-    if not sequences:
-        from frisket.evaluate.text import plain_sequence
-
-        sequences = [plain_sequence("plain", tokenizer("The quick brown fox jumps over the lazy dog.")["input_ids"])]  # pyright: ignore
-    return pack(sequences, "alone", 1)
-
-
-def _largest(a: list[Tensor], b: list[Tensor]) -> float:
-    return max(float((x - y).abs().max()) for x, y in zip(a, b, strict=True))
+def _grown_rows(run: Trained) -> int | None:
+    """Rows that the base's embedding must grow to for added tokens; None where it has room."""
+    ids = run.tokenizer.convert_tokens_to_ids(list(run.recipe.model.add_tokens))
+    rows = load.load_config(run.recipe.model).get_text_config().vocab_size
+    return max(ids) + 1 if ids and max(ids) >= rows else None

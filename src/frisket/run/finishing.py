@@ -16,14 +16,16 @@ from frisket.adapt import peft
 from frisket.attend.pack import pack
 from frisket.data.dataset import Dataset
 from frisket.errors import CheckError
-from frisket.hf import load
+from frisket.hf import load, quantised
 from frisket.hf.heads import logits_of
 from frisket.recipe import Recipe, dump
 from frisket.report.card import model_card
 from frisket.report.mask_view import mask_fragment
 from frisket.report.page import report_page
+from frisket.run.adding import write_how_to_load
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
+from frisket.run.serving import serving_line
 from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, other_policies, sample_rows
 from frisket.train.checks import Checks
 from frisket.train.loop import Totals
@@ -32,7 +34,7 @@ from frisket.types import Rows, total
 if TYPE_CHECKING:
     from frisket.run.training import Loaded
 
-RELOAD_BAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 2**-5}
+RELOAD_BAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2**-8, torch.bfloat16: 2**-5}
 
 
 def check_moved(start: Mapping[str, Tensor], masters: Mapping[str, Tensor], steps: int) -> None:
@@ -71,35 +73,48 @@ def save_and_verify(
     name = "model" if is_full else "adapter"
     partial, final = out / f"{name}.partial", out / name
     shutil.rmtree(partial, ignore_errors=True)
+    scale = max(1.0, float(trained.abs().max()))
+    note = ""
     if is_full:
-        again = save_full(prepared, loaded, partial, rows)
+        again = _save_full(prepared, loaded, partial, rows, loaded.base_dtype)
         bar = RELOAD_BAR[loaded.compute] if loaded.base_dtype == loaded.compute else RELOAD_BAR[torch.bfloat16]
+        rounded = _largest(again, trained)
+        if rounded > bar * scale and loaded.compute != loaded.base_dtype:  # updates below the steps of the base's type
+            again, bar = _save_full(prepared, loaded, partial, rows, loaded.compute), RELOAD_BAR[loaded.compute]
+            wide, narrow = (str(dtype).removeprefix("torch.") for dtype in (loaded.compute, loaded.base_dtype))
+            note = f"; written in {wide}, because rounded to {narrow} a logit would change by {rounded:.2g}"
     else:
         again = _save_adapter(prepared, loaded, partial, rows)
         bar = RELOAD_BAR[loaded.compute]
-    difference, largest = float((again - trained).abs().max()), float(trained.abs().max())
-    if not difference <= bar * max(1.0, largest):
+    difference = _largest(again, trained)
+    if not difference <= bar * scale:
         raise CheckError(
             f"{partial} was written, but loaded again it differs by {difference:.2g} in a logit (allowed: "
-            f"{bar * max(1.0, largest):.2g})."
+            f"{bar * scale:.2g}).\nThe last checkpoint is whole: {out / 'checkpoints'}"
         )
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
-    return {name: name}, {**checks.as_dict(), "reload": f"{difference:.2g} of {bar * max(1.0, largest):.2g} allowed"}
+    return {name: name}, {**checks.as_dict(), "reload": f"{difference:.2g} of {bar * scale:.2g} allowed{note}"}
 
 
-def save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
-    """Write a fully fine-tuned model in the base's type and return the logits of what was written."""
+def _largest(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max())
+
+
+def _save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows, dtype: torch.dtype) -> Tensor:
+    """Write a fully fine-tuned model in one type and return the logits of what was written."""
     recipe = prepared.recipe
+    shutil.rmtree(target, ignore_errors=True)
     if recipe.model.path:
         fresh = load.load_model(recipe.model, torch.promote_types(loaded.base_dtype, torch.float32), loaded.device)
         parameters = dict(fresh.named_parameters())
         with torch.no_grad():
             for name, master in loaded.optimizer.masters.items():
                 parameters[name].copy_(master)
-        load.save_model(fresh, prepared.tokenizer, target, loaded.base_dtype)
+        load.save_model(fresh, prepared.tokenizer, target, dtype)
         del fresh, parameters
-    again = load.load_model(recipe.model.model_copy(update={"path": str(target)}), loaded.compute, loaded.device)
+    written = recipe.model.model_copy(update={"path": str(target), "tokenizer": None})
+    again = load.load_model(written, loaded.compute, loaded.device)
     return logits_of(again, rows, prepared.laying.backend)
 
 
@@ -108,6 +123,8 @@ def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows
     loaded.attached.save(target, loaded.optimizer.masters)
     peft.saved_tensors(target)
     prepared.tokenizer.save_pretrained(target)
+    if prepared.added.ids:
+        write_how_to_load(target, "adapter", prepared.added)
     loaded.attached.detach()
     again = peft.load_adapter(loaded.model, target)
     load.cast_parameters(loaded.model, loaded.compute)
@@ -130,7 +147,7 @@ def summarise(
     """``summary.json``: what the run was, cost, learned and forgot."""
     ledgers = prepared.ledger_of_steps(totals.step)
     moving = sum(p.numel() for p in loaded.optimizer.masters.values())
-    parameters = sum(p.numel() for p in loaded.model.parameters())
+    parameters = sum(quantised.entries(p) for p in loaded.model.parameters())
     seconds = {name: round(value, 3) for name, value in seconds.items()}
     train_seconds = max(totals.seconds, 1e-9)
     tokens = total(ledgers).as_dict() | {"sources": [ledger.as_dict() for ledger in ledgers]}
@@ -142,6 +159,7 @@ def summarise(
             {"path": source.path, "format": text, "samples": int((prepared.dataset.source_of == i).sum())}
             for i, (source, text) in enumerate(zip(recipe.data, prepared.dataset.formats, strict=True))
         ],
+        "optimizer": {"name": recipe.train.optimizer, "state_bytes": loaded.optimizer.state_bytes()},
         "steps": totals.step,
         "loss": totals.last.loss if totals.last else None,
         "learning": measured.get("learning", {}),
@@ -163,8 +181,10 @@ def summarise(
 def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -> None:
     """``report.html`` and the model card; the next command is added to the summary."""
     summary["next"] = f"frisket generate {out} --chat"
+    summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
     environment = json.loads((out / "environment.json").read_text())
-    records = {name: _lines(out / f"{name}.jsonl") for name in ("metrics", "timings", "evaluations", "contamination")}
+    names = ("metrics", "timings", "evaluations", "contamination", "samples")
+    records = {name: _lines(out / f"{name}.jsonl") for name in names}
     rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS, other_policies(recipe))
     fragment = mask_fragment(rows, truncated_note=note, sources=[source.path for source in recipe.data])
     page = report_page(
@@ -176,6 +196,7 @@ def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -
         environment,
         evaluations=records["evaluations"],
         contamination=records["contamination"],
+        samples=records["samples"],
     )
     (out / "report.html").write_text(page, encoding="utf-8")
     (out / "README.md").write_text(model_card(summary, dump(recipe), environment), encoding="utf-8")

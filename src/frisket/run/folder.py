@@ -16,12 +16,13 @@ from frisket import __version__
 from frisket.errors import ConfigError
 from frisket.hf.load import versions
 from frisket.recipe import RECIPE_FILE, Recipe, dump
+from frisket.run.rates import kept
 from frisket.train import checkpoint
 
 LOCK = "run.lock"
 SUMMARY = "summary.json"
 # What a resumed run may change: nothing of it touches the weights.
-_MAY_CHANGE = {"train": {"save_every", "keep", "tensorboard", "threads"}}
+_MAY_CHANGE = {"train": {"save_every", "keep", "track", "threads"}}
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
         )
     from frisket.recipe import load_recipe
 
-    if recipe_hash(load_recipe(out)) != recipe_hash(recipe):
+    if recipe_hash(load_recipe(out)) != recipe_hash(kept(recipe, out)):
         raise ConfigError(
             f"--out {out} holds a run of another recipe (see {out / RECIPE_FILE}).\nGive another folder: --out {out}-2"
         )

@@ -46,8 +46,9 @@ class Sets:
 
 @dataclass(frozen=True)
 class Before:
-    """What was measured of the base."""
+    """What was measured of the base; ``names`` are those of the learning sets."""
 
+    names: tuple[str, ...]
     learning: tuple[learning.LearningScores, ...]
     forgetting: tuple[forgetting.BaseScores, ...]
     seconds: float
@@ -120,7 +121,7 @@ def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> B
         )
         for done, each in enumerate(sets.forgetting)
     )
-    return Before(scores, bases, time.perf_counter() - started)
+    return Before(tuple(each.settings.name for each in sets.learning), scores, bases, time.perf_counter() - started)
 
 
 def measure_after(model: Model, sets: Sets, before: Before, attached: Attached) -> dict:
@@ -145,6 +146,16 @@ def measure_now(model: Model, sets: Sets, before: Before) -> dict:
         each.settings.name: one_side(learning.measure(model, each, sets.instruments, samples=scores.samples).measures)
         for each, scores in zip(sets.learning, before.learning, strict=True)
     }
+
+
+def names_with_loss(before: Before) -> list[str]:
+    """The learning sets whose loss could be measured before training, in the recipe's order."""
+    return [name for name, side in told_before(before).items() if "loss" in side]
+
+
+def told_before(before: Before) -> dict[str, dict]:
+    """The learning sets before training, as ``evaluations.jsonl`` would hold them."""
+    return {name: one_side(scores.measures) for name, scores in zip(before.names, before.learning, strict=True)}
 
 
 def end_of_turn_ids(prepared: Prepared) -> set[int]:

@@ -1,6 +1,6 @@
 """A finished run, ready to answer: `frisket generate`, `frisket evaluate`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from collections.abc import Sequence as Seq
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from frisket.adapt import peft
-from frisket.data.chat import Template, load_template, prompt_ids
+from frisket.data.chat import Template, prompt_ids
 from frisket.data.messages import read_messages
-from frisket.errors import ConfigError, UnsupportedError
-from frisket.generate.sample import as_text, generate, pad_id_of, stop_ids_of, stream
+from frisket.errors import ConfigError, DataError, UnsupportedError
+from frisket.generate.reply import Reply
+from frisket.generate.sample import generate, pad_id_of, stop_ids_of, stream
 from frisket.generate.settings import GenerateSettings
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe, load_recipe
+from frisket.run.adding import stored_tokenizer
 from frisket.run.folder import SUMMARY
 from frisket.watch import Watcher
 
@@ -48,32 +50,43 @@ class Chat:
     base_model: Callable[[], Model]
     stop_ids: tuple[int, ...]
 
-    def answer(
-        self, conversations: Seq[Messages], max_new_tokens: int, temperature: float, base: bool = False
-    ) -> list[str]:
+    def answer(self, conversations: Seq[Messages], settings: GenerateSettings, base: bool = False) -> list[str]:
         """Answer several conversations at once, each ending with a user's message."""
         prompts = [self._prompt(messages) for messages in conversations]
-        settings = GenerateSettings(max_new_tokens=max_new_tokens, temperature=temperature)
         model, off = self._side(base)
         with off():
             answers = generate(
                 model, prompts, stop_ids=self.stop_ids, pad_id=pad_id_of(self.opened.tokenizer), settings=settings
             )
-        return [self.opened.tokenizer.decode(ids, skip_special_tokens=True) for ids in answers]
+        return [self._decode(ids) for ids in answers]
 
-    def stream(self, messages: Messages, max_new_tokens: int, temperature: float, base: bool = False) -> Iterator[str]:
-        """Answer one conversation, piece by piece."""
-        settings = GenerateSettings(max_new_tokens=max_new_tokens, temperature=temperature)
+    def stream(self, messages: Messages, settings: GenerateSettings, base: bool = False) -> Reply:
+        """Answer one conversation, piece by piece.
+
+        Raises:
+            DataError: the conversation is longer than the model's context, or its template refuses it.
+        """
+        prompt = self._prompt(messages)
+        context = load.context_length(self.opened.model.config)
+        room = settings.max_new_tokens if context is None else context - len(prompt)
+        if room < 1:
+            raise DataError(
+                f"the conversation has {len(prompt):,} tokens, and the model takes {context:,} with the answer.\n"
+                "Take the question back and shorten it, or begin anew: /reset"
+            )
+        is_short = room < settings.max_new_tokens
+        if is_short:
+            settings = settings.model_copy(update={"max_new_tokens": room})
+        return Reply(self._tokens(prompt, settings, base), self._decode, settings.max_new_tokens, is_short)
+
+    def _tokens(self, prompt: list[int], settings: GenerateSettings, base: bool) -> Generator[int]:
         model, off = self._side(base)
         with off():
-            tokens = stream(
-                model,
-                self._prompt(messages),
-                stop_ids=self.stop_ids,
-                pad_id=pad_id_of(self.opened.tokenizer),
-                settings=settings,
-            )
-            yield from as_text(self.opened.tokenizer, tokens)
+            pad_id = pad_id_of(self.opened.tokenizer)
+            yield from stream(model, prompt, stop_ids=self.stop_ids, pad_id=pad_id, settings=settings)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.opened.tokenizer.decode(ids, skip_special_tokens=True)
 
     def _prompt(self, messages: Messages) -> list[int]:
         return prompt_ids(read_messages(list(messages)), self.opened.template, self.opened.tokenizer)
@@ -101,13 +114,12 @@ def open_folder(folder: Path, overrides: Seq[str] = (), compute: str | None = No
     is_adapter = (folder / "adapter").is_dir()
     if not is_adapter:
         settings = settings.model_copy(update={"path": str(folder / "model"), "tokenizer": None})
-    tokenizer = load.load_tokenizer(recipe.model)
+    tokenizer, template = stored_tokenizer(recipe, folder / ("adapter" if is_adapter else "model"))
     model = load.load_model(settings, dtype, device)
     attached = peft.load_adapter(model, folder / "adapter") if is_adapter else None
     if attached is not None:
         load.cast_parameters(model, dtype)
     model.eval()
-    template = load_template(recipe.model.template, tokenizer)
     return Opened(folder, recipe, model, tokenizer, template, attached.switched_off if attached else None)
 
 

@@ -7,17 +7,21 @@ from typing import Any
 import torch
 
 from frisket import __version__
-from frisket.hf import load
+from frisket.adapt.methods import attach
+from frisket.hf import load, tokens
 from frisket.recipe import Recipe
 from frisket.report.ledger import ledger_identities, named_ledgers
 from frisket.report.mask_view import mask_fragment
 from frisket.report.plan_page import ConstantText, plan_page
 from frisket.run import mask_free
 from frisket.run.advising import advice_for, boilerplate_of
+from frisket.run.memory import Forecast, forecast
 from frisket.run.overlap import overlap_of
 from frisket.run.prepare import Prepared, prepare
+from frisket.run.rates import Settled
+from frisket.run.serving import Serving, expected_config, serving_of
 from frisket.run.sharing import Sharing, bound_of, sharing_of
-from frisket.run.training import every_steps, peak_rate
+from frisket.run.training import every_steps
 from frisket.run.viewing import VIEW_SAMPLES, VIEW_TOKENS, other_policies, sample_rows
 from frisket.supervise.advice import Advice
 from frisket.train.step import Laying, lay_out
@@ -43,6 +47,8 @@ class Plan:
         advice: what the papers say of each source, under its path.
         boilerplate: constant text that policy `boilerplate` leaves out.
         overlap: what each evaluation set shares with the training data.
+        settled: what `auto` became.
+        forecast: memory and disk.
         page: the plan as a page, where one was written.
     """
 
@@ -63,6 +69,8 @@ class Plan:
     advice: tuple[tuple[str, Advice], ...]
     boilerplate: tuple[ConstantText, ...]
     overlap: dict[str, dict[str, Any]]
+    settled: Settled
+    forecast: Forecast
     page: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -80,11 +88,16 @@ class Plan:
             "overlap": self.overlap,
             "page": None if self.page is None else str(self.page),
             "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
+            **self.forecast.as_dict(),
+            "serving": self._serving().as_dict(),
             "train": {
-                "learning_rate": peak_rate(self.recipe),
+                **self.settled.as_dict(),
                 "save_steps": every_steps(self.recipe.train.save_every, self.steps),
             },
         }
+
+    def _serving(self) -> Serving:
+        return serving_of(expected_config(self.recipe), self.recipe.model.load)
 
     def _attend(self) -> dict[str, Any]:
         """All counts are those of one epoch's steps, but for the rows and their fill, which are the first step's."""
@@ -109,14 +122,17 @@ class Plan:
         moving = "" if self.moving is None else f", {self.moving:,} move ({100 * self.moving / self.parameters:.2f} %)"
         return [
             ("samples", f"{self.samples:,} train, {self.held_out:,} held out, longest {self.longest:,} tokens"),
-            ("steps", f"{self.steps:,} of about {self.recipe.train.step_tokens:,} tokens, {whole.flat:,} in all"),
+            ("steps", f"{self.steps:,} of about {self.settled.step.tokens:,} tokens, {whole.flat:,} in all"),
+            ("step", f"{self.settled.step.tokens:,} tokens: {self.settled.step.why}"),
             ("attend", f"{self.laying.arrangement}: {self.why_so} · backend {self.laying.backend}"),
             ("shared", self._shared()),
             ("rows", f"{self.rows} in the first step, {100 * self.fill:.1f} % full"),
             ("teach", _taught(self.recipe)),
             ("model", f"{self.recipe.model.path}: {self.parameters:,} parameters{moving}"),
             *((("stages", _stages(self.recipe)),) if self.recipe.stages else ()),
-            ("rate", f"{peak_rate(self.recipe):g} ({self._rate_source()})"),
+            *self.forecast.facts(),
+            ("rate", f"{self.settled.rate.value:g}: {self.settled.rate.why}"),
+            ("serve", self._serving().line(load.resolve_path(self.recipe.model.path))),
         ]
 
     def lines(self) -> list[str]:
@@ -156,9 +172,6 @@ class Plan:
         ratio = sharing.flat_tokens / sharing.forest_tokens
         return f"{told}: at most {ratio:.2f} times faster (all in one forest: {self.bound:.2f})"
 
-    def _rate_source(self) -> str:
-        return self.recipe.adapt.rate_source if self.recipe.train.learning_rate == "auto" else "as the recipe says"
-
 
 def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> Plan:
     """Read and tokenise the data, lay out the first step, count what would move.
@@ -171,6 +184,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     """
     mask_free.check(recipe)
     prepared = prepare(recipe, watcher)
+    recipe = prepared.recipe
     moving, parameters = _parameters(recipe, prepared)
     first = lay_out(
         [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
@@ -196,6 +210,8 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         tuple(advice_for(prepared)),
         tuple(ConstantText(**text) for text in boilerplate_of(prepared)),
         overlap_of(prepared, None, watcher),
+        prepared.settled,
+        forecast(prepared, every_steps(recipe.train.save_every, prepared.total_steps)),
         page,
     )
     if page is not None:
@@ -214,6 +230,7 @@ def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
         advice=[(f"{path}: {advice.text}", f"{advice.source}; {advice.fix}") for path, advice in plan.advice],
         overlap=plan.overlap,
         boilerplate=plan.boilerplate,
+        memory=plan.forecast.details(),
         fragment=mask_fragment(rows, truncated_note=note, sources=sources),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -257,9 +274,10 @@ def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
     """Moving and all parameters, counted without loading a weight."""
     with torch.device("meta"):
         model = load.empty_model(prepared.config)
+        tokens.grow(model, prepared.added.ids)
     parameters = sum(p.numel() for p in model.parameters())
     try:
-        attached = recipe.adapt.attach(model, torch.Generator().manual_seed(0))
+        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
         return None, parameters
     return sum(p.numel() for p in attached.parameters().values()), parameters

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from frisket.data.build import build
-from frisket.data.chat import Template, load_template
+from frisket.data.chat import Template
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order, make_order
 from frisket.errors import DataError
-from frisket.hf.load import context_length, load_config, load_tokenizer
+from frisket.hf.load import context_length, load_config
+from frisket.hf.quantised import refuse_method
 from frisket.recipe import Recipe
+from frisket.run import adding, rates
 from frisket.run.arranging import laying_of
 from frisket.run.sharing import shared_by_source
 from frisket.run.teaching import Teacher, constant_text_of, say_unused, taught_ledgers
@@ -44,6 +46,8 @@ class Prepared:
         teaching: what each source teaches.
         ledgers: one a source, complete but for the planned steps.
         context: longest sample of the model, or None.
+        settled: what `auto` became: the size of a step and the peak rate; ``recipe`` holds the same numbers.
+        added: tokens that the base does not have.
     """
 
     recipe: Recipe
@@ -58,6 +62,8 @@ class Prepared:
     teaching: tuple[Teaching, ...]
     ledgers: tuple[Ledger, ...]
     context: int | None
+    settled: rates.Settled
+    added: adding.Added
 
     def weighted(self, index: int) -> Weighted:
         """A sample and its weights as targets."""
@@ -128,11 +134,10 @@ def prepare(
         DataError: samples that cannot be used, gathered.
     """
     config = config or load_config(recipe.model)
-    tokenizer = tokenizer or load_tokenizer(recipe.model)
+    refuse_method(recipe.model.load, config, recipe.adapt.method)
+    tokenizer, template, added = adding.tokenizer_of(recipe, tokenizer, config, watcher)
     teacher = Teacher(recipe, tokenizer)
     say_unused(recipe, watcher)
-    template = load_template(recipe.model.template, tokenizer)
-    watcher.say(f"template   {template.name}")
     context = context_length(config)
     dataset = build(
         recipe.data,
@@ -145,19 +150,28 @@ def prepare(
         watcher=watcher,
         records=records,
     )
+    _say_data(recipe, dataset, watcher)
+    train = dataset.train if overfit is None else dataset.train[:overfit]
+    if not len(train):
+        raise DataError("no sample is left to train on.\nLook at what was read: frisket view")
+    adding.say_unused(dataset, train, tokenizer, added.ids, watcher)
+    order, step = _order(recipe, dataset, train, in_one_step=overfit is not None)
+    teaching = tuple(teacher.teaching)
+    ledgers = taught_ledgers(teaching, dataset, train)
+    steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
+    auto = rates.Settled(step, rates.peak_rate(recipe, config.get_text_config().hidden_size, steps))
+    recipe = auto.applied(recipe)
+    laying, why = laying_of(recipe, config, dataset, order, _loss(recipe, watcher, plain=overfit is not None))
+    return Prepared(
+        recipe, config, tokenizer, template, dataset, order, laying, why, steps, teaching, ledgers, context, auto, added
+    )
+
+
+def _say_data(recipe: Recipe, dataset: Dataset, watcher: Watcher) -> None:
     for name, text in zip((source.path for source in recipe.data), dataset.formats, strict=True):
         watcher.say(f"data       {name}: {text}")
     for note in dataset.notes:
         watcher.warn(note)
-    train = dataset.train if overfit is None else dataset.train[:overfit]
-    if not len(train):
-        raise DataError("no sample is left to train on.\nLook at what was read: frisket view")
-    order = _order(recipe, dataset, train, in_one_step=overfit is not None)
-    teaching = tuple(teacher.teaching)
-    ledgers = taught_ledgers(teaching, dataset, train)
-    steps = (recipe.train.max_steps or OVERFIT_STEPS) if overfit else count_steps(recipe, order)
-    laying, why = laying_of(recipe, config, dataset, order, _loss(recipe, watcher, plain=overfit is not None))
-    return Prepared(recipe, config, tokenizer, template, dataset, order, laying, why, steps, teaching, ledgers, context)
 
 
 def _loss(recipe: Recipe, watcher: Watcher, *, plain: bool) -> LossRule:
@@ -187,15 +201,19 @@ def _wants_hold_out(recipe: Recipe) -> bool:
     return any(entry.path is None for entry in recipe.evaluate.learning)
 
 
-def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: bool) -> Order:
+def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: bool) -> tuple[Order, rates.StepSize]:
+    """The order of the run, and the size of its steps."""
     weights = [source.weight for source in recipe.data]
     settings = recipe.train
-    return make_order(
+    lengths = dataset.lengths[train]
+    step = rates.step_size(recipe, float((lengths * np.array(weights)[dataset.source_of[train]]).sum()))
+    order = make_order(
         dataset.token_ids,
         train,
         dataset.source_of,
         weights,
-        step_tokens=2 * int(dataset.lengths[train].sum()) if in_one_step else settings.step_tokens,
+        step_tokens=2 * int(lengths.sum()) if in_one_step else step.tokens,
         seed=settings.seed,
         keep_families=settings.order == "families",
     )
+    return order, step

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from frisket.errors import UnsupportedError
 from frisket.recipe import Recipe
-from frisket.run import folder, mask_free
+from frisket.run import best, folder, mask_free
 from frisket.run.training import Given, train_one
-from frisket.train import checkpoint
 from frisket.watch import Watcher
 
 
@@ -35,7 +34,7 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
             if found.is_finished:
                 summaries.append(folder.read_json(place / folder.SUMMARY))
                 continue
-            start = checkpoint.complete(out / f"stage-{index}")[-1] if index else None
+            start = best.result_of(out / f"stage-{index}") if index else None
             summaries.append(train_one(stage, place, found, replace(given, start=start), None, watcher))
         last = out / f"stage-{len(stages)}"
         for name in ("adapter", "model", "report.html", "README.md", "environment.json"):

@@ -1,6 +1,5 @@
 """The composition root of training: recipe to objects to loop, and what is proven before the first step."""
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -11,23 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from frisket.adapt import peft
 from frisket.adapt.base import Attached
+from frisket.adapt.head import has_adapted_tied_head
+from frisket.adapt.methods import attach
 from frisket.errors import CheckError, ConfigError
-from frisket.hf import load
+from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
+from frisket.hf.mixture import router_losses
 from frisket.recipe import Recipe
-from frisket.run import finishing, folder, mask_free, measuring
+from frisket.run import finishing, folder, mask_free, measuring, memory, rates
+from frisket.run.during import During
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.overlap import overlap_of
 from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
-from frisket.train.loop import Run, keep_records, run_loop
-from frisket.train.memory import choose_recompute
+from frisket.train.loop import Run, run_loop
+from frisket.train.memory import release
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import lay_out, micro_batch_loss
+from frisket.train.tracking import require, tracked
 from frisket.watch import Silent, StepRecord, Watcher
 
 LONG_RUN_SECONDS = 30 * 60
@@ -40,6 +43,7 @@ class Loaded:
 
     Attributes:
         base_dtype: type that the base's files hold, for merging and saving.
+        foreseen: what memory and disk were predicted.
         compute: type that the model computes in.
     """
 
@@ -49,6 +53,7 @@ class Loaded:
     device: torch.device
     compute: torch.dtype
     base_dtype: torch.dtype
+    foreseen: memory.Forecast
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,11 @@ def train_one(
     """
     began = time.perf_counter()
     settings = recipe.train
+    require(settings.track)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prepared = _prepared(recipe, given, overfit, watcher)
+    prepared = _prepared(rates.kept(recipe, out), given, overfit, watcher)
+    recipe = prepared.recipe
     loaded = load_ready(recipe, prepared, given.model, watcher)
     checks = check_before(prepared, loaded, watcher)
     with folder.claimed(out, recipe):
@@ -92,32 +99,33 @@ def train_one(
         sets = None if overfit else measuring.make_sets(prepared, loaded.model, watcher, given.records)
         before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
         if given.start is not None:
-            loaded.optimizer.load_masters(checkpoint.load_tensors(given.start)[0])
+            loaded.optimizer.load_masters(checkpoint.load_masters(given.start))
         start_values = loaded.attached.state()
         start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
         done = start.step if start else 0
-        meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher, out, done)
-        if start is None:
-            meter.measure(0)
-        keep_records(out / "evaluations.jsonl", done)
-        say_speed(prepared, loaded, done, watcher)
-        run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
-        if sets and before:
-            run = replace(run, evaluate=lambda step: _evaluate_during(loaded.model, sets, before, out, step, meter))
-        training_began = time.perf_counter()
-        with _deterministic(settings, loaded.device):
-            totals = run_loop(run, start)
-        training = time.perf_counter() - training_began
-        measured = measuring.measure_after(loaded.model, sets, before, loaded.attached) if sets and before else {}
-        meter.measure(totals.step)
+        config = recipe.model_dump(mode="json")
+        with tracked(settings.track, out, done=done, config=config, watcher=watcher) as tracker:
+            during = During(prepared, loaded, sets, before, out, done, tracker, watcher)
+            if start is None:
+                during.begin()
+            say_speed(prepared, loaded, done, watcher)
+            run = make_run(prepared, loaded, out, given, watcher, overfit=overfit is not None)
+            run = replace(run, evaluate=during.evaluate, stops=during.stops, tracker=tracker)
+            training_began = time.perf_counter()
+            with _deterministic(settings, loaded.device):
+                totals = run_loop(run, start)
+            training = time.perf_counter() - training_began
+            measured = during.end(totals.step)
         finishing.check_moved(start_values, loaded.optimizer.masters, totals.step)
+        release()
         artifacts, checks_told = finishing.save_and_verify(out, prepared, loaded, checks)
         verdict = explain(prepared, loaded, totals) if overfit else None
         seconds = {"total": time.perf_counter() - began, "training": training, "before": training_began - began}
         summary = (
             finishing.summarise(recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict)
-            | meter.summary()
-            | {"overlap": shared}
+            | during.summary()
+            | {"overlap": shared, "train": prepared.settled.as_dict()}
+            | {"memory": memory.spent(loaded.foreseen, loaded.device)}
         )
         finishing.write_report(out, summary, recipe, prepared)
         folder.write_json(out / folder.SUMMARY, summary)
@@ -147,32 +155,35 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     """Load the model, attach the method, make masters, choose what is recomputed."""
     device = load.device_of(recipe.model.device) if model is None else model.device
     compute = load.compute_type(recipe.train.compute, device)
-    if device.type not in ("cpu", "cuda"):
-        watcher.warn(f"device {device} was never tested with frisket")
+    for line in load.cautions(recipe.train.compute, compute, device):
+        watcher.warn(line)
+    foreseen = memory.foresee(prepared, every_steps(recipe.train.save_every, prepared.total_steps), model, watcher)
     method = recipe.adapt
     wide = torch.promote_types(compute, torch.float32)
     base_dtype = load.stored_dtype(recipe.model, model)
     if model is None:
         model = load.load_model(recipe.model, wide if method.method == "full" else compute, device)
     else:
-        load.ready(model)
+        tokens.grow(load.ready(model), prepared.added.ids)
         load.cast_parameters(model, wide if method.method == "full" else compute)
     dropped_out = load.switch_off_dropout(model)
     if dropped_out:
         watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
     rng = torch.Generator().manual_seed(recipe.train.seed)
-    attached = method.attach(model, rng)
-    if peft.has_adapted_tied_head(model):
+    attached = attach(method, model, rng, prepared.added.ids)
+    if has_adapted_tied_head(model):
         watcher.warn("the head is tied to the embedding; merge with frisket export: PEFT's merge would move both")
+    if told := router_losses(model.config):
+        watcher.say(told)
     laying = prepared.laying
     _warn_of_rows(prepared, watcher)
-    optimizer = Optimizer(attached.parameters(), recipe.train, compute)
+    optimizer = Optimizer(attached.parameters(), recipe.train, compute, load.embedding_names(model))
     load.cast_parameters(model, compute)
     model.train()
-    layers = choose_recompute(recipe.train.recompute, model, laying, prepared.dataset.lengths, compute)
+    layers = foreseen.choice.layers
     load.recompute_layers(model, layers)
     moving = sum(p.numel() for p in attached.parameters().values())
-    total = sum(p.numel() for p in model.parameters())
+    total = sum(quantised.entries(p) for p in model.parameters())
     base = total - (moving if method.method != "full" else 0)
     watcher.say(
         f"model      {recipe.model.path}: {base:,} parameters on {device} in {str(compute).removeprefix('torch.')}"
@@ -180,9 +191,13 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     watcher.say(
         f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
     )
+    for note in attached.match.notes:
+        watcher.say(f"           {note}")
     watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
     watcher.say(f"           backend {laying.backend}" + (f" · {layers} layers recomputed" if layers else ""))
-    return Loaded(model, attached, optimizer, device, compute, base_dtype)
+    for line in (*prepared.settled.lines(), *quantised.lines(model), *optimizer.lines()):
+        watcher.say(line)
+    return Loaded(model, attached, optimizer, device, compute, base_dtype, foreseen)
 
 
 _ROWS = {
@@ -220,6 +235,8 @@ def make_run(prepared: Prepared, loaded: Loaded, out: Path, given: Given, watche
 
     def on_step(record: StepRecord) -> None:
         watcher.step(record)
+        if record.skipped:
+            watcher.warn(f"step {record.step}: gradient not finite in fp16; computed again {record.skipped} × at half")
         if given.on_step:
             given.on_step(record)
 
@@ -232,7 +249,7 @@ def make_run(prepared: Prepared, loaded: Loaded, out: Path, given: Given, watche
         prepared.laying,
         recipe.supervise.normaliser,
         settings,
-        peak_rate(recipe),
+        prepared.settled.rate.value,
         prepared.total_steps,
         every_steps(settings.save_every, prepared.total_steps),
         every_steps(every, prepared.total_steps),
@@ -241,14 +258,7 @@ def make_run(prepared: Prepared, loaded: Loaded, out: Path, given: Given, watche
         folder.machine(loaded.device),
         on_step,
         enough=(lambda record: record.loss < GOOD_LOSS) if overfit else (lambda record: False),
-        tensorboard=out / "tensorboard" if settings.tensorboard else None,
     )
-
-
-def peak_rate(recipe: Recipe) -> float:
-    """The recipe's rate, or the method's own default."""
-    rate = recipe.train.learning_rate
-    return recipe.adapt.rate if rate == "auto" else float(rate)
 
 
 def every_steps(every: float, total: int) -> int:
@@ -293,15 +303,6 @@ def _resumed(found: folder.Found, loaded: Loaded, machine: str, watcher: Watcher
     if state.machine != machine:
         watcher.warn(f"the run began on {state.machine}; this is {machine}: the result will not be byte-identical")
     return state
-
-
-def _evaluate_during(
-    model: Model, sets: measuring.Sets, before: measuring.Before, out: Path, step: int, meter: mask_free.Meter
-) -> None:
-    meter.measure(step)
-    with (out / "evaluations.jsonl").open("a") as file:
-        found = measuring.measure_now(model, sets, before)
-        file.write(json.dumps({"step": step, "learning": found}, allow_nan=False) + "\n")
 
 
 class _deterministic:  # noqa: N801  reads as a word after `with`
@@ -362,7 +363,7 @@ def train(
     if found.is_finished and recipe.attend.compare:
         summary = folder.read_json(out / folder.SUMMARY)
         if "verdict" not in summary:
-            return mask_free.judged(recipe, out, summary, given, resume, watcher)
+            return mask_free.judged(rates.kept(recipe, out), out, summary, given, resume, watcher)
     if found.is_finished:
         watcher.say(f"{out} is finished; nothing to do. Look at it: {out / 'report.html'}")
         return folder.read_json(out / folder.SUMMARY)
@@ -375,4 +376,6 @@ def train(
 
         return train_stages(recipe, out, given, resume, watcher)
     summary = train_one(recipe, out, found, given, overfit, watcher)
-    return mask_free.judged(recipe, out, summary, given, resume, watcher) if recipe.attend.compare else summary
+    if not recipe.attend.compare:
+        return summary
+    return mask_free.judged(rates.kept(recipe, out), out, summary, given, resume, watcher)

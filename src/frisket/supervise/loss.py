@@ -3,6 +3,9 @@
 The gradient is made in the forward, while a chunk's logits are there: 4 V H FLOPs a prediction with a frozen head
 (logits and the gradient of the hidden state), 6 V H with a trained one. Sums are kept in the wider of float32 and the
 input's type.
+
+Source: logits are never whole, as in Cut Your Losses (arXiv 2411.09009, section 4). Differs: chunks of predictions with
+library matmuls instead of a kernel over blocks of the vocabulary, and no gradient is skipped for being small.
 """
 
 from dataclasses import dataclass

@@ -45,21 +45,26 @@ class State:
 def save(out: Path, state: State, masters: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], keep: int) -> Path:
     """Write a checkpoint and drop the oldest beyond ``keep``."""
     folder = out / "checkpoints" / f"step-{state.step:08d}"
+    write(folder, {"moving": masters, "optimizer": optimizer}, asdict(state))
+    for old in complete(out)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def write(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping) -> None:
+    """Write files of tensors and a state, flushed to disk, whole or not at all."""
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file(_plain(masters), partial / "moving.safetensors")
-    save_file(_plain(optimizer), partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    for name, values in tensors.items():
+        save_file(_plain(values), partial / f"{name}.safetensors")
+    (partial / "state.json").write_text(json.dumps(state, indent=1))
     (partial / COMPLETE).write_text("")
     for path in partial.iterdir():
         _flush(path)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     _flush(folder.parent)
-    for old in complete(out)[:-keep]:
-        shutil.rmtree(old)
-    return folder
 
 
 def complete(out: Path) -> list[Path]:
@@ -85,7 +90,12 @@ def load_state(folder: Path) -> State:
 
 def load_tensors(folder: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Masters and optimizer tensors."""
-    return load_file(folder / "moving.safetensors"), load_file(folder / "optimizer.safetensors")
+    return load_masters(folder), load_file(folder / "optimizer.safetensors")
+
+
+def load_masters(folder: Path) -> dict[str, Tensor]:
+    """Masters alone; all that the best step's folder holds."""
+    return load_file(folder / "moving.safetensors")
 
 
 def clean(out: Path) -> None:

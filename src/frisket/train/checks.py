@@ -13,6 +13,7 @@ from frisket.errors import CheckError
 from frisket.hf.attention import EAGER, OWN, counted, own_attention, supports_sdpa
 from frisket.hf.forward import Model, hidden_states
 from frisket.hf.heads import head_of
+from frisket.hf.layers import refuse_other_towers
 from frisket.hf.load import is_mixture, layer_counts
 from frisket.prefixes import sort_by_prefix
 from frisket.train.step import Laying
@@ -51,8 +52,10 @@ def check_model(model: Model, samples: Seq[Sequence], laying: Laying) -> Checks:
         samples: some real samples, at least one.
 
     Raises:
+        UnsupportedError: something would move that no text trains.
         CheckError: the model does not do with rows what it does with samples.
     """
+    refuse_other_towers(model)
     was_training = model.training
     model.eval()
     try:

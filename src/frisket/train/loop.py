@@ -3,19 +3,19 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from frisket.adapt.base import Attached
 from frisket.data.loader import Order, Step, sample_hash
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError
 from frisket.hf.forward import Model
 from frisket.supervise.predictions import Weighted
 from frisket.train import checkpoint
 from frisket.train.optim import Optimizer, rate_at
 from frisket.train.settings import TrainSettings
 from frisket.train.step import Laying, StepInput, lay_out, run_step
+from frisket.train.tracking import NO_TRACKER, Tracker
 from frisket.watch import StepRecord
 
 
@@ -28,9 +28,11 @@ class Run:
         total_steps: steps of the whole run.
         rate: peak learning rate.
         save_steps: a checkpoint every so many steps; 0 for none in between.
-        evaluate_steps: call ``evaluate`` every so many steps; 0 for never.
-        enough: whether the run may end early.
-        tensorboard: folder of TensorBoard's events, or None.
+        evaluate_steps: call ``evaluate`` every so many steps; 0 for never. A checkpoint of the same step is written
+            after it: whatever is resumed from has been measured.
+        enough: whether the run may end early, by what the step was.
+        stops: whether the run ends after this step, by what was measured until then; asked again on resume.
+        tracker: takes every step as well.
         recipe_hash: what must not change on resume.
         machine: what byte-identical resume is promised for.
     """
@@ -53,7 +55,8 @@ class Run:
     on_step: Callable[[StepRecord], None] = lambda record: None
     evaluate: Callable[[int], None] = lambda step: None
     enough: Callable[[StepRecord], bool] = lambda record: False
-    tensorboard: Path | None = None
+    stops: Callable[[int], bool] = lambda step: False
+    tracker: Tracker = NO_TRACKER
 
 
 @dataclass
@@ -70,7 +73,7 @@ class Totals:
 
 
 def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
-    """Train until the last step.
+    """Train until the last step, or until the run is told that it is over.
 
     Args:
         run: what to do.
@@ -83,37 +86,41 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
     if start is not None:
         _check_same_samples(run, start)
         totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, dict(start.tokens))
-    with _Record(run.out, totals.step, run.tensorboard) as record:
+    with _Record(run.out, totals.step, run.tracker) as record:
         for step in run.order.steps(None if start is None else (start.epoch, start.index)):
-            if totals.step >= run.total_steps:
+            if totals.step >= run.total_steps or run.stops(totals.step):
                 break
             began = time.perf_counter()
             laid = lay_out([run.weighted(i) for i in step.samples], run.laying, run.normaliser)
             number = totals.step + 1
             rate = rate_at(number, run.total_steps, run.rate, run.settings)
-            loss, norm = run_step(run.model, run.attached, run.optimizer, laid, run.laying, number=number, rate=rate)
+            moved = run_step(run.model, run.attached, run.optimizer, laid, run.laying, number=number, rate=rate)
             seconds = time.perf_counter() - began
             _add(totals, step, laid, seconds)
             totals.last = StepRecord(
                 number,
                 run.total_steps,
                 step.epoch + (step.index + 1) / step.of,
-                loss,
+                moved.loss,
                 laid.divisor,
                 rate,
-                norm,
+                moved.norm,
                 laid.flat_tokens,
                 laid.computed_tokens,
                 laid.supervised_tokens,
                 seconds,
+                moved.skipped,
             )
             record(totals.last)
-            if run.save_steps and number % run.save_steps == 0 and number < run.total_steps:
-                save(run, totals)
-            run.on_step(totals.last)
             if run.evaluate_steps and number % run.evaluate_steps == 0 and number < run.total_steps:
                 run.evaluate(number)
-            if run.enough(totals.last):
+            is_over = run.enough(totals.last) or run.stops(number)
+            if is_over:
+                totals.last = replace(totals.last, total_steps=number)
+            elif run.save_steps and number % run.save_steps == 0 and number < run.total_steps:
+                save(run, totals)
+            run.on_step(totals.last)
+            if is_over:
                 break
     save(run, totals)
     return totals
@@ -183,8 +190,8 @@ def keep_records(path: Path, done: int) -> None:
 class _Record:
     """``metrics.jsonl`` and ``timings.jsonl``; a resumed run first drops what lies after its checkpoint."""
 
-    def __init__(self, out: Path, done: int, tensorboard: Path | None) -> None:
-        self._events = _events(tensorboard)
+    def __init__(self, out: Path, done: int, tracker: Tracker) -> None:
+        self._tracker = tracker
         self._paths = {name: out / f"{name}.jsonl" for name in ("metrics", "timings")}
         for path in self._paths.values():
             keep_records(path, done)
@@ -196,8 +203,6 @@ class _Record:
     def __exit__(self, *exception: object) -> None:
         for file in self._files.values():
             file.close()
-        if self._events:
-            self._events.close()
 
     def _write(self, record: StepRecord) -> None:
         self._files["metrics"].write(json.dumps(record.mathematics()) + "\n")
@@ -207,16 +212,4 @@ class _Record:
             "real_tokens_per_second": round(record.flat_tokens / record.seconds, 1),
         }
         self._files["timings"].write(json.dumps(timing) + "\n")
-        if self._events:
-            for name in ("loss", "rate", "gradient_norm"):
-                self._events.add_scalar(f"train/{name}", getattr(record, name), record.step)
-
-
-def _events(folder: Path | None) -> Any:
-    if folder is None:
-        return None
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ConfigError("train.tensorboard needs the package: pip install 'frisket[tensorboard]'") from error
-    return SummaryWriter(str(folder))
+        self._tracker.step(record)

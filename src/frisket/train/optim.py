@@ -2,17 +2,25 @@
 
 In bf16 a moving parameter is the shadow of an fp32 master; gradients of each micro-batch are added into fp32 buffers;
 after the update the masters are rounded into the parameters with ``copy_`` (an assignment would move the operand, and
-matmul bits depend on its address). In fp32 and fp64 a parameter is its own master.
+matmul bits depend on its address). In fp16 the same, with a scaled loss. In fp32 and fp64 a parameter is its own
+master, but not where the optimizer is schedule-free: its gradients are taken at another point than the weights that
+are evaluated and saved, which are the masters. Between two steps the model always holds the masters.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from frisket.errors import CheckError
-from frisket.train.settings import TrainSettings
+from frisket.errors import CheckError, ConfigError
+from frisket.train.adam8bit import AdamW8bit, is_quantised, moment_bytes
+from frisket.train.scaling import LossScale
+from frisket.train.schedule_free import ScheduleFreeAdamW
+from frisket.train.settings import OptimizerName, TrainSettings
+
+_LOSS_SCALE = "loss_scale"
 
 
 class Optimizer:
@@ -22,21 +30,34 @@ class Optimizer:
         parameters: what moves, by name, in the type it was created in (fp32 or fp64).
         settings: rates, decay, clipping.
         compute: type the model computes in; parameters are cast to it here.
+        wide: names whose moments stay in 32 bits under ``adamw-8bit`` (the embedding's).
+
+    Raises:
+        ConfigError: 8-bit moments in fp64.
+
+    Attributes:
+        masters: what moves, is evaluated, saved and reported; fp32 or fp64.
+        scale: factor of the loss in fp16; else None.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], settings: TrainSettings, compute: torch.dtype) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        settings: TrainSettings,
+        compute: torch.dtype,
+        wide: Collection[str] = (),
+    ) -> None:
         self._parameters = dict(parameters)
-        self._clip = settings.clip
-        self.masters = {name: _master(parameter, compute) for name, parameter in self._parameters.items()}
-        matrices = [m for m in self.masters.values() if m.dim() > 1]
-        others = [m for m in self.masters.values() if m.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        groups = [group for group in groups if group["params"]]
-        if settings.optimizer == "adamw":
-            self._update = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon, fused=True)
-        else:
-            self._update = torch.optim.SGD(groups, lr=0.0)
-        self._make_state(settings)
+        self._settings = settings
+        if settings.optimizer == "adamw-8bit" and compute == torch.float64:
+            raise ConfigError(
+                "train.optimizer = adamw-8bit has fp32 masters, and train.compute = fp64 needs others.\n"
+                "Use train.optimizer=adamw."
+            )
+        self.scale = LossScale() if compute == torch.float16 else None
+        apart = has_own_masters(settings.optimizer, compute)
+        self.masters = {name: _master(parameter, compute, apart) for name, parameter in self._parameters.items()}
+        self._update = _make_update(_groups(self.masters, settings, wide), settings)
 
     def accumulate(self) -> None:
         """Add the gradients of one micro-batch into the buffers and clear them."""
@@ -51,22 +72,34 @@ class Optimizer:
             parameter.grad = None
 
     def clip(self) -> float:
-        """Clip the step's gradient.
+        """Divide the loss's scale out of the step's gradient, and clip it.
 
         Returns:
             Its norm before clipping; not finite where an entry is not.
         """
         grads = [master.grad for master in self.masters.values() if master.grad is not None]
+        if self.scale is not None:
+            torch._foreach_div_(grads, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
         norm = float(torch.nn.utils.get_total_norm(grads))
-        if self._clip and norm > self._clip and math.isfinite(norm):
-            torch._foreach_mul_(grads, self._clip / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
+        limit = self._settings.clip
+        if limit and norm > limit and math.isfinite(norm):
+            torch._foreach_mul_(grads, limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
         return norm
+
+    @torch.no_grad()
+    def to_gradient_point(self) -> None:
+        """Put the weights at which the next gradient is taken into the model, where those are not the masters."""
+        if isinstance(self._update, ScheduleFreeAdamW):
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._update.gradient_point(self.masters[name]))
 
     def update(self, rate: float) -> None:
         """Move the masters by one step and round them into the model."""
         for group in self._update.param_groups:
             group["lr"] = rate
         self._update.step()
+        if self.scale is not None:
+            self.scale.passed()
         self.clear()
         self.write_back()
 
@@ -88,8 +121,24 @@ class Optimizer:
         return self._update.state[self.masters[name]]
 
     def state(self) -> dict[str, Tensor]:
-        """All optimizer tensors, by ``<parameter>/<tensor>``."""
-        return {f"{name}/{key}": value for name in self.masters for key, value in self.state_of(name).items()}
+        """All optimizer tensors, by ``<parameter>/<tensor>``, and the loss's scale."""
+        scale = {} if self.scale is None else {_LOSS_SCALE: self.scale.state}
+        return scale | {f"{name}/{key}": value for name in self.masters for key, value in self.state_of(name).items()}
+
+    def state_bytes(self) -> int:
+        """Bytes of the optimizer's own tensors."""
+        return sum(value.nbytes for value in self.state().values())
+
+    def lines(self) -> list[str]:
+        """What the optimizer is and keeps, for the screen; nothing of plain AdamW in fp32 or bf16."""
+        told = []
+        if self._settings.optimizer != "adamw":
+            told.append(f"optimizer  {self._settings.optimizer}: {self.state_bytes() / 1e6:,.1f} MB of its own")
+        if self._settings.schedule not in ("auto", shape_of(self._settings)):
+            told.append(f"           averages its steps: train.schedule={self._settings.schedule} has no effect")
+        if self.scale is not None:
+            told.append(f"fp16       loss scaled by {self.scale.factor:,.0f} at first")
+        return told
 
     def load(self, masters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
         """Copy saved masters and optimizer tensors in.
@@ -107,18 +156,63 @@ class Optimizer:
             CheckError: names are not those of this run.
         """
         _copy_all(self.masters, masters)
+        if isinstance(self._update, ScheduleFreeAdamW):
+            self._update.restart()
         self.write_back()
 
-    def _make_state(self, settings: TrainSettings) -> None:
-        """Create the state that torch would create at the first step: fresh and resumed runs are built alike."""
-        if settings.optimizer != "adamw":
-            return
-        for master in self.masters.values():
-            self._update.state[master] = {
-                "step": torch.zeros((), dtype=torch.float32, device=master.device),
-                "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
-                "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
-            }
+
+def _groups(masters: Mapping[str, Tensor], settings: TrainSettings, wide: Collection[str]) -> list[dict[str, Any]]:
+    """Matrices, which decay, and the rest; those whose moments stay wide apart."""
+    kinds: dict[tuple[bool, bool], list[Tensor]] = {}
+    for name, master in masters.items():
+        kinds.setdefault((master.dim() > 1, settings.optimizer == "adamw-8bit" and name in wide), []).append(master)
+    return [
+        {"params": kinds[kind], "weight_decay": settings.weight_decay if kind[0] else 0.0}
+        | ({"wide": True} if kind[1] else {})
+        for kind in sorted(kinds, reverse=True)
+    ]
+
+
+def _make_update(groups: list[dict[str, Any]], settings: TrainSettings) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=0.0)
+    if settings.optimizer == "adamw-8bit":
+        return AdamW8bit(groups, settings.betas, settings.epsilon)
+    if settings.optimizer == "schedule-free":
+        return ScheduleFreeAdamW(groups, settings.betas, settings.epsilon)
+    update = torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.epsilon, fused=True)
+    for master in (master for group in groups for master in group["params"]):
+        # What torch would create at the first step: fresh and resumed runs are built alike.
+        update.state[master] = {
+            "step": torch.zeros((), dtype=torch.float32, device=master.device),
+            "exp_avg": torch.zeros_like(master, memory_format=torch.preserve_format),
+            "exp_avg_sq": torch.zeros_like(master, memory_format=torch.preserve_format),
+        }
+    return update
+
+
+def has_own_masters(optimizer: OptimizerName, compute: torch.dtype) -> bool:
+    """Whether what moves is kept beside the model's parameters (4 bytes an entry; 8 in fp64)."""
+    return optimizer == "schedule-free" or compute != torch.promote_types(compute, torch.float32)
+
+
+def state_bytes(
+    optimizer: OptimizerName, shapes: Iterable[Collection[int]], wide: Iterable[Collection[int]] = ()
+) -> int:
+    """Bytes of the optimizer's own tensors over fp32 masters; masters and gradients come on top.
+
+    Args:
+        shapes: shape of each moving tensor.
+        wide: shapes of those among the moving tensors, not in ``shapes``, whose moments stay in 32 bits.
+    """
+    if optimizer == "sgd":
+        return 0
+    total = 0
+    for shape, is_wide in [*((shape, False) for shape in shapes), *((shape, True) for shape in wide)]:
+        entries = math.prod(shape)
+        eight = optimizer == "adamw-8bit" and not is_wide and is_quantised(entries)
+        total += (2 * moment_bytes(entries) if eight else 8 * entries) + (24 if optimizer == "schedule-free" else 4)
+    return total
 
 
 @torch.no_grad()
@@ -129,9 +223,9 @@ def _copy_all(own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
         own[name].copy_(value)
 
 
-def _master(parameter: nn.Parameter, compute: torch.dtype) -> Tensor:
+def _master(parameter: nn.Parameter, compute: torch.dtype, apart: bool) -> Tensor:
     wide = torch.promote_types(compute, torch.float32)
-    if compute == wide:
+    if not apart:
         parameter.data = parameter.data.to(wide)
         return parameter
     master = parameter.detach().to(wide, copy=True)
@@ -141,16 +235,24 @@ def _master(parameter: nn.Parameter, compute: torch.dtype) -> Tensor:
 
 def rate_at(step: int, total: int, peak: float, settings: TrainSettings) -> float:
     """Learning rate of a step (1-based): linear warm-up, then cosine, linear or constant down to ``final_rate``."""
+    shape = shape_of(settings)
     warmup = warmup_steps(total, settings)
     if step <= warmup:
         return peak * step / (warmup + 1)
     done = (step - 1 - warmup) / max(1, total - warmup)
     final = peak * settings.final_rate
-    if settings.schedule == "constant":
+    if shape == "constant":
         return peak
-    if settings.schedule == "linear":
+    if shape == "linear":
         return final + (peak - final) * (1 - done)
     return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def shape_of(settings: TrainSettings) -> Literal["cosine", "linear", "constant"]:
+    """Shape of the rate after the warm-up; a schedule-free optimizer averages in place of a falling rate."""
+    if settings.optimizer == "schedule-free":
+        return "constant"
+    return "cosine" if settings.schedule == "auto" else settings.schedule
 
 
 def warmup_steps(total: int, settings: TrainSettings) -> int:

@@ -6,6 +6,8 @@ from pydantic import Field
 
 from frisket.settings import Section, knob
 
+OptimizerName = Literal["adamw", "adamw-8bit", "sgd", "schedule-free"]
+
 
 class TrainSettings(Section):
     """How the weights are moved."""
@@ -16,17 +18,18 @@ class TrainSettings(Section):
     max_steps: int | None = knob(
         None, "optimizer steps; alone it repeats the data as often as needed", was=("num_steps", "iters"), gt=0
     )
-    step_tokens: int = knob(
-        32768,
-        "tokens of samples in one optimizer step",
+    step_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = knob(
+        "auto",
+        "tokens of samples in one optimizer step; 'auto': 1,024 to 32,768, so that the run has at least 128 steps",
         was=("gradient_accumulation_steps", "per_device_train_batch_size", "train_batch_size"),
-        gt=0,
     )
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(
-        "auto", "peak rate; 'auto' takes the method's own default", was=("lr",)
+        "auto", "peak rate; 'auto': the method's own, for the model's width", was=("lr",)
     )
-    schedule: Literal["cosine", "linear", "constant"] = knob(
-        "cosine", "shape of the rate after the warm-up", was=("lr_scheduler_type", "lr_scheduler")
+    schedule: Literal["auto", "cosine", "linear", "constant"] = knob(
+        "auto",
+        "shape of the rate after the warm-up; 'auto': cosine, but constant where the optimizer is schedule-free",
+        was=("lr_scheduler_type", "lr_scheduler"),
     )
     warmup: float = knob(
         0.03,
@@ -35,7 +38,11 @@ class TrainSettings(Section):
         ge=0,
     )
     final_rate: float = knob(0.0, "rate at the end, as a share of the peak", was=("min_lr_ratio",), ge=0, le=1)
-    optimizer: Literal["adamw", "sgd"] = knob("adamw", "fused AdamW, or plain SGD", was=("optim",))
+    optimizer: OptimizerName = knob(
+        "adamw",
+        "fused AdamW, AdamW with 8-bit moments, plain SGD, or schedule-free AdamW",
+        was=("optim", "optimizer_name"),
+    )
     betas: tuple[float, float] = knob((0.9, 0.999), "AdamW's decay rates", was=("adam_beta1", "adam_beta2"))
     epsilon: float = knob(1e-8, "AdamW's epsilon", was=("adam_epsilon",), gt=0)
     weight_decay: float = knob(0.0, "decoupled weight decay", ge=0)
@@ -66,4 +73,8 @@ class TrainSettings(Section):
     order: Literal["families", "samples"] = knob(
         "families", "whether samples that share a long prefix stay in one step"
     )
-    tensorboard: bool = knob(False, "also write TensorBoard events", was=("report_to",))
+    track: tuple[Literal["tensorboard", "wandb"], ...] = knob(
+        (),
+        "also tell TensorBoard or Weights & Biases (offline unless WANDB_MODE says otherwise)",
+        was=("report_to", "tensorboard", "use_wandb", "wandb_project"),
+    )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,37 +75,67 @@ def lay_out(samples: Seq[Weighted], laying: Laying, rule: str | float) -> StepIn
     )
 
 
+class Moved(NamedTuple):
+    """What one step came to.
+
+    Attributes:
+        loss: sum over the normaliser.
+        norm: of the gradient, before clipping.
+        skipped: gradients that were not finite in fp16 and were computed again with a smaller scale.
+    """
+
+    loss: float
+    norm: float
+    skipped: int
+
+
 def run_step(
     model: Model, attached: Attached, optimizer: Optimizer, step: StepInput, laying: Laying, *, number: int, rate: float
-) -> tuple[float, float]:
+) -> Moved:
     """Move the weights once.
-
-    Returns:
-        The loss (sum over the normaliser) and the gradient's norm before clipping.
 
     Raises:
         CheckError: the loss or the gradient is not finite; nothing has moved.
     """
-    loss = torch.zeros((), dtype=torch.float64)
-    for index, micro_batch in enumerate(step.micro_batches):
-        part = micro_batch_loss(model, attached, micro_batch, laying) / step.divisor
-        penalty = attached.penalty() if index == 0 else None
-        (part if penalty is None else part + penalty).backward()
-        loss += part.detach().double().cpu()
-        attached.after_backward(index)
-        optimizer.accumulate()
-    norm = optimizer.clip()
-    if not (math.isfinite(norm) and math.isfinite(float(loss))):
+    optimizer.to_gradient_point()
+    loss, norm = _gradient(model, attached, optimizer, step, laying)
+    skipped = 0
+    while optimizer.scale is not None and math.isfinite(loss) and not math.isfinite(norm):
         optimizer.clear()
+        optimizer.scale.lower(number)
+        skipped += 1
+        loss, norm = _gradient(model, attached, optimizer, step, laying)
+    if not (math.isfinite(norm) and math.isfinite(loss)):
+        optimizer.clear()
+        optimizer.write_back()
         raise CheckError(
-            f"step {number}: loss {float(loss):g}, gradient norm {norm:g}; the weights were not moved.\n"
+            f"step {number}: loss {loss:g}, gradient norm {norm:g}; the weights were not moved.\n"
             f"Its samples: {', '.join(step.sample_ids[:5])}{' …' if len(step.sample_ids) > 5 else ''}.\n"
             "Start again with another --out and a lower train.learning_rate, or train.compute=fp32."
         )
     attached.before_update()
     optimizer.update(rate)
     attached.after_update(number)
-    return float(loss), norm
+    return Moved(loss, norm, skipped)
+
+
+def _gradient(
+    model: Model, attached: Attached, optimizer: Optimizer, step: StepInput, laying: Laying
+) -> tuple[float, float]:
+    """Loss and gradient norm of a step; the gradient is left clipped in the optimizer's buffers.
+
+    In fp16 the methods' ``after_backward`` sees scaled gradients.
+    """
+    scale = 1.0 if optimizer.scale is None else optimizer.scale.factor
+    loss = torch.zeros((), dtype=torch.float64)
+    for index, micro_batch in enumerate(step.micro_batches):
+        part = micro_batch_loss(model, attached, micro_batch, laying) / step.divisor
+        penalty = attached.penalty() if index == 0 else None
+        ((part if penalty is None else part + penalty) * scale).backward()
+        loss += part.detach().double().cpu()
+        attached.after_backward(index)
+        optimizer.accumulate()
+    return float(loss), optimizer.clip()
 
 
 def micro_batch_loss(model: Model, attached: Attached, micro_batch: MicroBatch, laying: Laying) -> torch.Tensor:

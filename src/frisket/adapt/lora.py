@@ -1,0 +1,122 @@
+"""LoRA: the method that reaches everything: linear layers, experts' tensors, a tied head, rows of added tokens."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from frisket.adapt.base import Attached
+from frisket.adapt.peft import PeftMethod, attach_config, is_transposed, linear_targets
+from frisket.adapt.rates import LORA, Declared, lora_rate
+from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, resolve, short_tensor_names
+from frisket.errors import UnsupportedError
+from frisket.settings import knob
+
+
+class Lora(PeftMethod):
+    """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A.
+
+    `dora` splits off the magnitude (Liu et al. 2024, arXiv 2402.09353); `rslora` scales by alpha / sqrt(rank)
+    (Kalajdzievski 2023, arXiv 2312.03732). Differs from common defaults: no dropout.
+    """
+
+    rate: ClassVar[Declared] = LORA
+
+    method: Literal["lora"] = "lora"
+    rank: int = knob(16, "rank of the two factors", was=("r", "lora_r", "lora_rank"), gt=0)
+    alpha: float | None = knob(None, "scale times rank; default: twice the rank", was=("lora_alpha",), gt=0)
+    dora: bool = knob(False, "decompose into magnitude and direction", was=("use_dora", "peft_use_dora"))
+    rslora: bool = knob(False, "scale by alpha / sqrt(rank)", was=("use_rslora", "peft_use_rslora"))
+
+    @property
+    def declared_rate(self) -> Declared:
+        """LoRA's rate for this rank and alpha."""
+        return lora_rate(self.rank, self.alpha or 2 * self.rank, rslora=self.rslora)
+
+    def resolve(self, model: nn.Module) -> Match:
+        """Find what `where` names; a tied head may be among it, because LoRA leaves its weight alone."""
+        match = resolve(model, self.where, moves_weights=False)
+        experts = match.experts(model)
+        return replace(match, notes=match.notes + _told_of(model, experts)) if experts else match
+
+    def attach(self, model: nn.Module, rng: torch.Generator, token_ids: Sequence[int] = ()) -> Attached:
+        """Freeze the model, put PEFT's layers in, and return what moves.
+
+        Args:
+            token_ids: tokens whose rows in the embedding and in the head move themselves (``trainable_token_indices``).
+
+        Raises:
+            UnsupportedError: DoRA on expert tensors; LoRA on a head whose rows move, or a head with a bias.
+        """
+        match = self.resolve(model)
+        config = self._config(model, match)
+        if token_ids:
+            config.trainable_token_indices = _rows_of(model, match, token_ids)
+        attached = attach_config(model, config, match, rng)
+        if token_ids:
+            _check_rows(model)
+        return attached
+
+    def _config(self, model: nn.Module, match: Match) -> Any:
+        from peft import LoraConfig
+
+        experts = match.experts(model)
+        if experts and self.dora:
+            raise UnsupportedError(
+                f"adapt.dora: PEFT has no DoRA for expert tensors, and adapt.where reaches {len(experts)} of them.\n"
+                "Use adapt.dora=false, or adapt.where=all-linear without the experts."
+            )
+        only_experts = bool(experts) and not match.linears(model)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]
+            use_dora=self.dora,
+            use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
+            lora_dropout=0.0,
+            fan_in_fan_out=not only_experts and is_transposed(model, match),
+            target_modules=[] if only_experts else linear_targets(model, match, moves_weights=False),
+            target_parameters=short_tensor_names(model, experts) if experts else None,
+            task_type="CAUSAL_LM",
+        )
+
+
+def _told_of(model: nn.Module, experts: Sequence[str]) -> tuple[str, ...]:
+    """What LoRA on expert tensors costs: PEFT adds the change to a copy, which autograd keeps until the backward."""
+    sizes = [model.get_parameter(name).numel() for name in experts]
+    return (
+        f"{len(experts)} expert tensors: rank r for each expert; every forward makes a changed copy of {sum(sizes):,} "
+        f"parameters and keeps it for the backward (with train.recompute=all one layer's, of {max(sizes):,} each)",
+    )
+
+
+def _rows_of(model: nn.Module, match: Match, token_ids: Sequence[int]) -> dict[str, list[int]]:
+    """Module names and token ids, as PEFT wants them; of a tied pair the embedding alone: the head follows."""
+    head, embedding = head_name(model), embedding_name(model)
+    if head in match.linears(model):
+        raise UnsupportedError(
+            "adapt.where reaches the output head, where model.add_tokens moves rows: PEFT cannot do both in one "
+            "module.\nUse adapt.where=all-linear, or leave model.add_tokens out."
+        )
+    if head is None or is_tied_head(model, [head]):
+        return {embedding: list(token_ids)}
+    if model.get_submodule(head).bias is not None:
+        raise UnsupportedError(
+            "model.add_tokens: the output head has a bias, which PEFT's trained rows would leave out.\n"
+            "Use adapt.method=full adapt.where='[embeddings, head]'."
+        )
+    return {embedding: list(token_ids), head: list(token_ids)}
+
+
+def _check_rows(model: nn.Module) -> None:
+    """PEFT decides by the configuration whether head and embedding are tied; the weights decide what is right."""
+    from peft.utils.other import TrainableTokensWrapper
+
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    if head is not None and not isinstance(head, TrainableTokensWrapper):
+        raise UnsupportedError(
+            "model.add_tokens: the head shares the embedding's weight, but PEFT found no tie in the model's "
+            "configuration, so the new tokens' rows in the head would stay as they are.\n"
+            "Use adapt.method=full adapt.where=embeddings."
+        )

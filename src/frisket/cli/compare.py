@@ -1,0 +1,100 @@
+"""``frisket compare``: finished runs beside each other."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from frisket.cli.options import AsJson, greet, run_folder
+from frisket.cli.screen import Screen
+from frisket.cli.words import figure
+from frisket.errors import ConfigError
+
+AllowUnequal = Annotated[
+    bool, typer.Option("--allow-unequal", help="Compare runs of unequal budgets too, without a verdict.")
+]
+
+
+def command(
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="A B ...", help="Run folders, or a grid folder.", show_default=False)
+    ] = None,
+    allow_unequal: AllowUnequal = False,
+    out: Annotated[
+        Path | None, typer.Option(help="HTML file to write; default: out/compare.html.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> dict:
+    """Compare finished runs: what they learned and forgot, paired by seed, against the first.
+
+    Examples:
+      frisket compare out/rank-8 out/rank-32
+      frisket compare out/grid --json
+    """
+    with Screen.open(as_json) as screen:
+        greet(screen, "compare", None, None, [str(folder) for folder in folders or ()])
+        if not folders:
+            raise ConfigError("No run folder is given.\nWrite: frisket compare A B")
+        for folder in folders:
+            run_folder(folder)
+        from frisket import run
+
+        page = out or Path("out") / "compare.html"
+        result = run.compare_runs(folders, allow_unequal=allow_unequal, page=page)
+    if not as_json:
+        show(result, screen.console)
+    return result
+
+
+def show(result: Mapping[str, Any], console: Console) -> None:
+    """Print a comparison: a line for each arm and measure."""
+    for each in result["unequal"]:
+        console.print(Text(f"unequal budgets, nothing is judged: {each}", style="yellow"))
+    console.print(_measures(result))
+    console.print(_costs(result))
+    for each in result.get("failed") or ():
+        console.print(Text(f"failed   {each['folder']}: {each['error']}", style="red"))
+    console.print(Text(f"  page    {result['page']}"))
+
+
+def _measures(result: Mapping[str, Any]) -> Table:
+    from frisket.report.compare_page import cell, measure_names
+
+    table = _table("Arm", "seeds", "measure", "median", "range", f"against {result['against']}", "")
+    for arm in result["arms"]:
+        name, seeds = arm["name"], str(len(arm["seeds"]))
+        for measure in measure_names([arm]):
+            told = cell(arm, measure)
+            style = {"better": "green", "worse": "red"}.get(told["verdict"], "dim")
+            verdict = Text(told["verdict"], style=style)
+            table.add_row(name, seeds, measure, told["value"], told["range"], told["change"], verdict)
+            name = seeds = ""
+    return table
+
+
+def _costs(result: Mapping[str, Any]) -> Table:
+    table = _table("Arm", "weights that move", "rate", "steps", "tokens", "tokens/s", "seconds a run")
+    for arm in result["arms"]:
+        rate = arm["learning_rate"]
+        table.add_row(
+            arm["name"],
+            f"{arm['moving']:,}",
+            rate if isinstance(rate, str) else f"{rate:g}",
+            f"{arm['steps']:,}",
+            f"{arm['tokens']:,}",
+            f"{arm['tokens_per_second']:,.0f}",
+            figure(arm["seconds"]),
+        )
+    return table
+
+
+def _table(*header: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
+    for place, name in enumerate(header):
+        table.add_column(name, overflow="fold", justify="left" if place in (0, 2) or not name else "right")
+    return table

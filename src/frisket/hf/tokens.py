@@ -1,0 +1,167 @@
+"""Tokens that a recipe adds, the padding token, and what a tokenizer takes along into the folder of a run."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from frisket.errors import ConfigError
+from frisket.hf.settings import ModelSettings
+
+# Padding tokens that publishers or trainers have chosen, then any special token that its name says nobody uses.
+_PADDING = ("<|finetune_right_pad_id|>", "<pad>", "[PAD]", "<|pad|>", "<|padding|>", "<|vision_pad|>")
+_UNUSED = re.compile("reserved|unused|placeholder|dummy|extra_id|control_", re.IGNORECASE)
+_ROWS_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A tokenizer that is ready for a run.
+
+    Attributes:
+        added: ids of the tokens that were new, in the order of the recipe.
+        lines: what was changed, for the user.
+    """
+
+    tokenizer: Any
+    added: tuple[int, ...] = ()
+    lines: tuple[str, ...] = ()
+
+
+def prepare(tokenizer: Any, settings: ModelSettings) -> Prepared:
+    """Add the recipe's tokens to a tokenizer and settle what it pads with; the tokenizer itself is changed.
+
+    Raises:
+        ConfigError: a token is empty, or given twice.
+    """
+    added, lines = _add(tokenizer, settings.add_tokens)
+    template = Path(settings.template).expanduser() if settings.template else None
+    text = template.read_text(encoding="utf-8") if template is not None and template.is_file() else ""
+    padding = _settle_padding(tokenizer, text)
+    return Prepared(tokenizer, added, (*lines, *([padding] if padding else [])))
+
+
+def _add(tokenizer: Any, wanted: Sequence[str]) -> tuple[tuple[int, ...], list[str]]:
+    for place, token in enumerate(wanted):
+        if not token.strip():
+            raise ConfigError(f"model.add_tokens.{place} = {token!r} is empty: text cannot be searched for it.")
+        if token in wanted[:place]:
+            raise ConfigError(f"model.add_tokens.{place} = {token!r} is given twice.\nLeave one of them out.")
+    known = [token for token in wanted if tokenizer.backend_tokenizer.token_to_id(token) is not None]
+    new = [token for token in wanted if token not in known]
+    tokenizer.add_tokens(new, special_tokens=True)
+    ids = tuple(tokenizer.convert_tokens_to_ids(new))
+    lines = [f"{token}: added as token {place:,}" for token, place in zip(new, ids, strict=True)]
+    lines += [f"{token}: known to the tokenizer already, so not added; its rows stay as they are" for token in known]
+    return ids, lines
+
+
+def _settle_padding(tokenizer: Any, template: str) -> str | None:
+    """Choose a padding token that ends nothing, where the tokenizer's own is missing or is its end token.
+
+    Training needs none (padding is known by its segment), but other tools leave every padding token out of the loss:
+    with one that is the end token as well, what they train on this run's result never learns to stop.
+    """
+    was = tokenizer.pad_token
+    if was is not None and was != tokenizer.eos_token:
+        return None
+    tokenizer.pad_token = chosen = _unused(tokenizer, template)
+    why = "the tokenizer has none" if was is None else f"{was} ends the text as well"
+    return f"padding: {why}; {f'now {chosen}' if chosen else 'left without one, since no token is free for it'}"
+
+
+def _unused(tokenizer: Any, template: str) -> str | None:
+    """The first special token that nothing uses, else the unknown token, else None."""
+    known = tokenizer.added_tokens_decoder
+    specials = [known[place].content for place in sorted(known) if known[place].special]
+    written = template + json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
+    others = {tokenizer.bos_token, tokenizer.eos_token}
+    candidates = [token for token in _PADDING if token in specials]
+    candidates += [token for token in specials if _UNUSED.search(token)]
+    candidates += [token for token in [tokenizer.unk_token] if token]
+    return next((token for token in candidates if token not in others and token not in written), None)
+
+
+@torch.no_grad()
+def grow(model: PreTrainedModel, ids: Sequence[int]) -> None:
+    """Give new tokens their rows in the embedding and the head; each starts as the mean of the rows before the first.
+
+    With the mean no new token gets more than 1 / n of the probability of the n known ones, so the model's predictions
+    move by at most log(1 + k / n) nats for k new tokens (Hewitt 2021, "Initializing New Word Embeddings for Pretrained
+    Language Models"; it holds where logits are an affine function of the hidden state). Differs: the mean itself,
+    without the noise that Hewitt and transformers add.
+    """
+    if not ids:
+        return
+    if max(ids) >= len(model.get_input_embeddings().weight):  # pyright: ignore[reportArgumentType]
+        model.resize_token_embeddings(max(ids) + 1, mean_resizing=False)
+    head: Any = model.get_output_embeddings()
+    tables = [model.get_input_embeddings().weight, *([] if head is None else [head.weight, head.bias])]
+    for table in {id(table): table for table in tables if isinstance(table, Tensor)}.values():
+        table[list(ids)] = _mean(table[: min(ids)]).to(table.dtype)
+
+
+def _mean(rows: Tensor) -> Tensor:
+    """Mean of rows in float64, without a float64 copy of them all."""
+    parts = [part.sum(0, dtype=torch.float64) for part in rows.split(_ROWS_AT_ONCE)]
+    return torch.stack(parts).sum(0) / len(rows)
+
+
+def learn_padding_row(model: PreTrainedModel) -> None:
+    """Let the row of the padding token learn like any other.
+
+    transformers makes the embedding drop that row's gradient, and in many models padding is the end token; rows of
+    frisket hold no padding token that counts.
+    """
+    model.get_input_embeddings().padding_idx = None  # pyright: ignore[reportArgumentType]
+
+
+def share_padding(model: PreTrainedModel, tokenizer: Any) -> None:
+    """Let the configurations that are saved with a model name the tokenizer's padding token, or none."""
+    for config in (model.config, model.config.get_text_config(), model.generation_config):
+        if config is not None:
+            config.pad_token_id = tokenizer.pad_token_id
+
+
+def carry_template(tokenizer: Any, text: str, variables: Mapping[str, Any]) -> None:
+    """Store the template that a run is trained on in its tokenizer, so that ``apply_chat_template`` renders the same.
+
+    Args:
+        text: Jinja source; the source for conversations with tools follows after a NUL where there is one.
+        variables: what the source names beside messages and tools. The tokenizer hands over its special tokens
+            itself; the others are written into the source.
+    """
+    own = tokenizer.special_tokens_map
+    missing = {name: value for name, value in variables.items() if own.get(name) != value}
+    lines = "".join(f"{{%- set {name} = {json.dumps(value)} -%}}" for name, value in missing.items())
+    plain, *with_tools = (lines + source for source in text.split("\0"))
+    carried = {"default": plain, "tool_use": with_tools[0]} if with_tools else plain
+    was = tokenizer.chat_template
+    if isinstance(was, dict) and isinstance(carried, dict) and carried.items() <= was.items():
+        return  # its own, among others
+    tokenizer.chat_template = carried
+
+
+def loading_lines(folder: Path, base: str, rows: int | None) -> str:
+    """How plain transformers and PEFT load an adapter, for a folder's README.
+
+    Args:
+        folder: where the adapter lies.
+        base: path or hub id of its base model.
+        rows: what the base's embedding must grow to; None where it has room.
+    """
+    grow_line = f"model.resize_token_embeddings({rows}, mean_resizing=False)\n" if rows else ""
+    return (
+        "from peft import PeftModel\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'tokenizer = AutoTokenizer.from_pretrained("{folder}")\n'
+        f'model = AutoModelForCausalLM.from_pretrained("{base}", dtype="auto")\n'
+        f"{grow_line}"
+        f'model = PeftModel.from_pretrained(model, "{folder}")\n'
+    )

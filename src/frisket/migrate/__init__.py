@@ -1,0 +1,1 @@
+"""Configurations of other tools become recipes; the tables also answer their keys in a recipe."""

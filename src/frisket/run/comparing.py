@@ -1,0 +1,258 @@
+"""`frisket compare`: finished runs beside each other, paired by seed; unequal budgets are refused unless asked for."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from frisket import __version__
+from frisket.errors import ConfigError, gather
+from frisket.evaluate.compare import Measure, intervals, verdict
+from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
+from frisket.report.compare_page import compare_page
+from frisket.run.folder import SUMMARY, read_json
+
+PAGE = "compare.html"
+SAME_TOKENS = 0.01
+"""Training tokens that differ by less are called equal: the last step of a run is as full as it happens to be."""
+ENOUGH_SEEDS = 3
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """One run folder.
+
+    Attributes:
+        arm: what it is compared as; runs of one arm differ in nothing but the seed.
+        summary: its ``summary.json``.
+        data: fingerprint of its training data.
+    """
+
+    folder: Path
+    arm: str
+    seed: int
+    summary: Mapping[str, Any]
+    recipe: Recipe
+    data: str
+
+    @property
+    def tokens(self) -> int:
+        """Flat tokens that it was trained on."""
+        return int(self.summary["tokens"]["flat"])
+
+    def measured(self) -> dict[str, dict[str, Any]]:
+        """After training: ``"hold-out loss" -> {"value", "interval", "measure"}``."""
+        found = {}
+        for section in ("learning", "forgetting"):
+            for name, entry in (self.summary.get(section) or {}).items():
+                after = entry["after"]
+                for measure in (m for m in after if not m.endswith("_interval")):
+                    found[f"{name} {measure.replace('_', ' ')}"] = {
+                        "value": after[measure],
+                        "interval": after.get(f"{measure}_interval"),
+                        "measure": measure,
+                    }
+        return found
+
+
+def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = False) -> dict[str, Any]:
+    """Compare run folders, or the cells of grid folders.
+
+    Args:
+        places: run folders or grid folders; the first arm found is what the others are compared with.
+        page: HTML file to write.
+        allow_unequal: compare runs of unequal budgets, saying what is unequal, instead of refusing.
+
+    Returns:
+        ``{"arms": [...], "against": name, "unequal": [...], "page": path}``; see ``compared``.
+
+    Raises:
+        ConfigError: a folder without a finished run; fewer than two runs; unequal budgets.
+    """
+    runs = [run for place in places for run in read_runs(place)]
+    if len(runs) < 2:
+        raise ConfigError(
+            f"{len(runs)} finished run is nothing to compare.\nGive run folders, or a grid folder: frisket compare A B"
+        )
+    runs = _grouped(runs)
+    unequal = unequal_budgets(runs)
+    if unequal and not allow_unequal:
+        raise ConfigError(gather(unequal, "the runs had unequal budgets:", "To compare them anyway: --allow-unequal"))
+    result = compared(runs, unequal) | {"page": str(page)}
+    write_page(result, page, " · ".join(str(place) for place in places))
+    return result
+
+
+def read_runs(place: Path) -> list[FinishedRun]:
+    """The finished run of a folder, or those of a grid; the arm of a single run is its folder's name.
+
+    Raises:
+        ConfigError: no finished run is there.
+    """
+    if (place / GRID_FILE).is_file():
+        cells = read_json(place / GRID_FILE)["cells"]
+        found = [read_run(place / c["folder"], c["arm"]) for c in cells if (place / c["folder"] / SUMMARY).is_file()]
+        if not found:
+            raise ConfigError(f"{place}: no cell of this grid is finished.\nGo on: frisket train {place} --resume")
+        return found
+    if not (place / SUMMARY).is_file() or not (place / RECIPE_FILE).is_file():
+        raise ConfigError(f"{place} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {place} --resume")
+    return [read_run(place, "")]
+
+
+def read_run(folder: Path, arm: str) -> FinishedRun:
+    """One finished run."""
+    recipe = load_recipe(folder)
+    data = str(read_json(folder / "environment.json").get("data"))
+    return FinishedRun(folder, arm, recipe.train.seed, read_json(folder / SUMMARY), recipe, data)
+
+
+def unequal_budgets(runs: Sequence[FinishedRun]) -> list[str]:
+    """What makes a comparison unfair, each in one line; empty where budgets are equal.
+
+    The base model, what is measured, and, seed by seed, the tokens of training. A hold-out is drawn from the training
+    data by the seed, so it is the same one only where both are.
+    """
+    found = _differing(runs, "base model", lambda run: run.recipe.model.path)
+    found += _differing(runs, "evaluation sets", _sets)
+    for seed in sorted({run.seed for run in runs}):
+        same = [run for run in runs if run.seed == seed]
+        counts = [run.tokens for run in same]
+        if max(counts) > (1 + SAME_TOKENS) * min(counts):
+            told = ", ".join(f"{run.arm} {run.tokens:,}" for run in same)
+            found.append(f"training tokens with seed {seed}: {told}")
+        if any(_holds_out(run) for run in same):
+            found += _differing(same, "data that the hold-out is drawn from", lambda run: run.data)
+    own = {arm: {run.seed for run in runs if run.arm == arm} for arm in dict.fromkeys(run.arm for run in runs)}
+    if len(own) > 1 and not set.intersection(*own.values()) and any(map(_holds_out, runs)):
+        told = ", ".join(f"{arm} {sorted(seeds)}" for arm, seeds in own.items())
+        found.append(f"seeds, which draw the hold-out, none in common: {told}")
+    return found
+
+
+def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[str, Any]:
+    """The comparison as plain values.
+
+    Each arm has its runs' medians over seeds and, for every measure, ``median``, ``interval`` (the range over seeds; of
+    a single run its own bootstrap interval), ``by_seed``, and against the first arm ``difference`` (mean over the seeds
+    that both have), ``difference_interval`` (95 %, resampled seeds) and ``verdict``. With fewer than three common seeds
+    there is neither interval nor verdict; with three the interval is the range of their differences.
+    """
+    names = list(dict.fromkeys(run.arm for run in runs))
+    by_arm = {name: [run for run in runs if run.arm == name] for name in names}
+    against = by_arm[names[0]]
+    arms = [_arm(name, by_arm[name], against, judged=not unequal) for name in names]
+    return {
+        "frisket": __version__,
+        "model": runs[0].recipe.model.path,
+        "against": names[0],
+        "unequal": list(unequal),
+        "arms": arms,
+    }
+
+
+def write_page(result: Mapping[str, Any], page: Path, title: str) -> None:
+    """Draw a comparison."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(compare_page(title, result), encoding="utf-8")
+
+
+def _arm(name: str, runs: Sequence[FinishedRun], against: Sequence[FinishedRun], *, judged: bool) -> dict[str, Any]:
+    first = runs[0]
+    own = {run.seed: run.measured() for run in runs}
+    theirs = {run.seed: run.measured() for run in against}
+    measures = {measure: _measure(measure, own) for measure in own[first.seed]}
+    if first.arm != against[0].arm:
+        for measure, entry in measures.items():
+            entry |= _paired(measure, own, theirs, judged=judged)
+    return {
+        "name": name,
+        "seeds": [run.seed for run in runs],
+        "folders": [str(run.folder) for run in runs],
+        "method": first.summary["model"]["method"],
+        "moving": first.summary["model"]["moving"],
+        "learning_rate": first.recipe.train.learning_rate,
+        "steps": first.summary["steps"],
+        "tokens": int(median(run.tokens for run in runs)),
+        "tokens_per_second": float(median(run.summary["rates"]["real_tokens_per_second"] for run in runs)),
+        "seconds": float(median(run.summary["seconds"]["total"] for run in runs)),
+        "measures": measures,
+    }
+
+
+def _measure(measure: str, own: Mapping[int, Mapping[str, Mapping]]) -> dict[str, Any]:
+    by_seed = {seed: float(found[measure]["value"]) for seed, found in own.items() if measure in found}
+    (entry, *others) = (found[measure] for found in own.values() if measure in found)
+    values = list(by_seed.values())
+    interval = [min(values), max(values)] if others else entry["interval"]
+    return {"median": float(median(values)), "interval": interval, "by_seed": by_seed, "measure": entry["measure"]}
+
+
+def _paired(
+    measure: str, own: Mapping[int, Mapping[str, Mapping]], theirs: Mapping[int, Mapping[str, Mapping]], *, judged: bool
+) -> dict[str, Any]:
+    """This arm minus the first, over the seeds that both have."""
+    seeds = [seed for seed in own if seed in theirs and measure in own[seed] and measure in theirs[seed]]
+    if not seeds:
+        return {}
+    sides = [np.array([side[seed][measure]["value"] for seed in seeds]) for side in (theirs, own)]
+    told: dict[str, Any] = {"difference": float((sides[1] - sides[0]).mean())}
+    if len(seeds) >= ENOUGH_SEEDS:
+        _, interval = intervals([Measure(side, np.ones(len(seeds))) for side in sides])
+        told["difference_interval"] = list(interval)
+        if judged:
+            told["verdict"] = verdict(own[seeds[0]][measure]["measure"], interval)
+    return told
+
+
+def _grouped(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
+    """Name the arms of single runs after their folders; runs that differ in nothing but the seed are one arm."""
+    names: dict[str, str] = {}
+    found = []
+    for run in runs:
+        name = run.arm or names.setdefault(_identity(run), run.folder.name or str(run.folder))
+        found.append(replace(run, arm=name))
+    counts = Counter((run.arm, run.seed) for run in found)
+    # Same name, or same recipe and seed: the whole path tells them apart.
+    return [replace(run, arm=str(run.folder)) if counts[run.arm, run.seed] > 1 else run for run in found]
+
+
+def _identity(run: FinishedRun) -> str:
+    given = run.recipe.model_dump(mode="json", exclude={"name"})
+    for name in ("seed", "threads", "save_every", "keep", "track"):
+        given["train"].pop(name)
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _differing(runs: Sequence[FinishedRun], what: str, of: Callable[[FinishedRun], Any]) -> list[str]:
+    values = {run.arm: of(run) for run in runs}
+    if len(set(map(str, values.values()))) < 2:
+        return []
+    return [f"{what}: " + ", ".join(f"{arm} {value}" for arm, value in values.items())]
+
+
+def _sets(run: FinishedRun) -> str:
+    """What was measured, in words: name, number of samples and file of every set."""
+    evaluate = run.recipe.evaluate
+    paths = {entry.name: entry.path for entry in evaluate.learning or ()} if evaluate else {}
+    told = [
+        f"{name} ({entry.get('samples', 0)} samples{f' of {paths[name]}' if paths.get(name) else ''})"
+        for section in ("learning", "forgetting")
+        for name, entry in (run.summary.get(section) or {}).items()
+    ]
+    return " + ".join(told) or "none"
+
+
+def _holds_out(run: FinishedRun) -> bool:
+    evaluate = run.recipe.evaluate
+    if evaluate is None:
+        return False
+    if evaluate.learning is None:
+        return any(source.path != "bundled" for source in run.recipe.data)
+    return any(entry.path is None for entry in evaluate.learning)

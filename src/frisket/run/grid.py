@@ -1,0 +1,237 @@
+"""`frisket train R --seeds 3 adapt.rank=8,16,32`: every combination times every seed, one after the other, compared."""
+
+import itertools
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from frisket import __version__
+from frisket.errors import ConfigError, FrisketError, gather
+from frisket.recipe import GRID_FILE, Recipe, load_recipe
+from frisket.run import comparing
+from frisket.run.folder import SUMMARY, read_json, write_json
+from frisket.run.training import train
+from frisket.watch import Silent, Watcher
+
+CHANGES_BUDGET = ("data.", "model.", "evaluate.", "train.epochs", "train.max_steps")
+MOST_CELLS = 1000
+_SILENT = Silent()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One knob and the values that it takes, as they were written."""
+
+    key: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+        arm: the values that it has, in words; all seeds of one combination share it.
+        folder: below the grid's own.
+        words: overrides that make it.
+    """
+
+    arm: str
+    folder: str
+    seed: int
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a grid is made of; ``grid.json`` holds the same.
+
+    Attributes:
+        name: of the common recipe; names the folder.
+        recipe: file or folder of the common recipe, or None.
+        words: overrides that all cells share.
+    """
+
+    name: str
+    recipe: str | None
+    words: tuple[str, ...]
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    model: str | None = None
+    data: tuple[str, ...] = ()
+
+    def cells(self) -> list[Cell]:
+        """All runs, seed by seed, so that a stopped grid has compared all arms on the seeds that it has."""
+        labels = _labels([axis.key for axis in self.axes])
+        found = []
+        for seed in self.seeds:
+            for values in itertools.product(*(axis.values for axis in self.axes)):
+                arm = " ".join(f"{label}={value}" for label, value in zip(labels, values, strict=True))
+                words = [f"{axis.key}={value}" for axis, value in zip(self.axes, values, strict=True)]
+                place = "/".join([part for part in (arm.replace("/", "-").replace(" ", ","), f"seed-{seed}") if part])
+                found.append(Cell(arm or "all", place, seed, (*words, f"train.seed={seed}")))
+        return found
+
+    def recipes(self) -> list[Recipe]:
+        """The recipe of every cell.
+
+        Raises:
+            ConfigError: those that cannot be, gathered.
+        """
+        found, problems = [], []
+        for cell in self.cells():
+            try:
+                words = [*self.words, *cell.words]
+                found.append(load_recipe(self.recipe, words, model=self.model, data=self.data))
+            except ConfigError as error:
+                problems.append(f"{cell.folder}: {error}")
+        if problems:
+            raise ConfigError(gather(problems, f"{len(problems)} of {len(self.cells())} cells are wrong:"))
+        return found
+
+
+def make_grid(
+    recipe: str | None,
+    words: Sequence[str],
+    axes: Sequence[tuple[str, tuple[str, ...]]],
+    seeds: int | None,
+    *,
+    model: str | None = None,
+    data: Sequence[str] = (),
+    allow_unequal: bool = False,
+) -> Grid:
+    """Put a grid together.
+
+    Args:
+        recipe: file or folder of the recipe that all cells share.
+        words: overrides that all cells share.
+        axes: knobs and their values.
+        seeds: so many, counted from 0; None: the recipe's own alone.
+        model: as on the command line, like ``data``.
+        allow_unequal: let the cells differ in data, length, base or what is measured.
+
+    Raises:
+        ConfigError: a value that is empty or named twice, seeds twice, cells of unequal budgets, too many cells.
+    """
+    named = tuple(Axis(key, values) for key, values in axes)
+    for axis in named:
+        _refuse_axis(axis, allow_unequal)
+    keys = [axis.key for axis in named]
+    if len(set(keys)) < len(keys):
+        raise ConfigError(
+            f"a knob has two lists of values in this grid: {', '.join(keys)}.\nGive all values at once: key=a,b,c"
+        )
+    if "train.seed" in keys or (seeds is not None and any(word.startswith("train.seed=") for word in words)):
+        raise ConfigError("train.seed: the seeds of a grid are counted from 0.\nSay how many: --seeds 3")
+    base = load_recipe(recipe, words, model=model, data=data)
+    own = range(seeds) if seeds is not None else [base.train.seed]
+    count = len(own) * math.prod(len(axis.values) for axis in named)
+    if count > MOST_CELLS:
+        raise ConfigError(f"this grid has {count:,} cells.\nUse fewer values: at most {MOST_CELLS:,} cells are run.")
+    return Grid(base.name or "run", recipe, tuple(words), named, tuple(own), model, tuple(data))
+
+
+def _refuse_axis(axis: Axis, allow_unequal: bool) -> None:
+    told = f"{axis.key}={','.join(axis.values)}"
+    if "" in axis.values or len(set(axis.values)) < len(axis.values):
+        once = ",".join(dict.fromkeys(value for value in axis.values if value))
+        raise ConfigError(f"{told}: a value of a grid is empty or named twice.\nName each once: {axis.key}={once}")
+    if axis.key.startswith(CHANGES_BUDGET) and not allow_unequal:
+        raise ConfigError(
+            f"{told}: the cells would differ in data, length, base or what is measured, and a comparison of unequal "
+            "budgets says little.\nTo do it anyway: --allow-unequal"
+        )
+
+
+def load_grid(out: Path) -> Grid:
+    """What ``grid.json`` of a folder holds."""
+    given = read_json(out / GRID_FILE)["grid"]
+    axes = tuple(Axis(axis["key"], tuple(axis["values"])) for axis in given.pop("axes"))
+    lists = {name: tuple(given.pop(name)) for name in ("words", "seeds", "data")}
+    return Grid(axes=axes, **lists, **given)
+
+
+def train_grid(
+    grid: Grid, *, out: Path, resume: bool = False, allow_unequal: bool = False, watcher: Watcher = _SILENT
+) -> dict[str, Any]:
+    """Train every cell into ``out``, compare them, and write ``summary.json`` and ``compare.html``.
+
+    A cell that fails is told of and left behind; the others go on. Finished cells are skipped with ``resume``.
+
+    Returns:
+        The comparison, with ``failed`` (folder and error of each) and ``exit_code`` 1 where a cell failed.
+
+    Raises:
+        ConfigError: a cell's recipe cannot be; ``out`` is not empty, or holds another grid.
+    """
+    recipes, cells = grid.recipes(), grid.cells()
+    _claim(grid, out, cells, resume)
+    failed: list[dict[str, str]] = []
+    seconds: list[float] = []
+    for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True)):
+        place = out / cell.folder
+        told = f"cell {number + 1} of {len(cells)}  {cell.folder}"
+        if (place / SUMMARY).is_file():
+            watcher.say(f"{told}: finished already")
+            continue
+        began = time.perf_counter()
+        try:
+            summary = train(recipe, out=place, resume=place.exists(), watcher=_SILENT)
+        except FrisketError as error:
+            failed.append({"folder": cell.folder, "error": str(error)})
+            watcher.warn(f"{told} failed: {error}")
+            continue
+        seconds.append(time.perf_counter() - began)
+        left = sum(seconds) / len(seconds) * (len(cells) - number - 1)
+        watcher.say(f"{told}: {_outcome(summary)}, {seconds[-1]:.0f} s, about {_clock(left)} left")
+    return _told(grid, out, failed, allow_unequal=allow_unequal)
+
+
+def _told(grid: Grid, out: Path, failed: list[dict[str, str]], *, allow_unequal: bool) -> dict[str, Any]:
+    """Compare what is finished; unequal budgets that nobody could foresee are told, and then nothing is judged."""
+    if len(failed) == len(grid.cells()):
+        raise ConfigError(gather([f"{f['folder']}: {f['error']}" for f in failed], f"{out}: every cell failed"))
+    runs = comparing.read_runs(out)
+    unequal = [] if allow_unequal else comparing.unequal_budgets(runs)
+    result = comparing.compared(runs, unequal) | {"failed": failed, "page": str(out / comparing.PAGE)}
+    result["exit_code"] = 1 if failed else 0
+    comparing.write_page(result, out / comparing.PAGE, out.name)
+    write_json(out / SUMMARY, result)
+    return result
+
+
+def _claim(grid: Grid, out: Path, cells: Sequence[Cell], resume: bool) -> None:
+    file = out / GRID_FILE
+    definition = json.loads(json.dumps(asdict(grid)))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not resume:
+            raise ConfigError(
+                f"--out {out} is not empty.\nContinue it with --resume, or give another folder: --out {out}-2"
+            )
+        if not file.is_file() or read_json(file)["grid"] != definition:
+            raise ConfigError(f"--out {out} holds no grid, or another one.\nGive another folder: --out {out}-2")
+    out.mkdir(parents=True, exist_ok=True)
+    given = {"frisket": __version__, "grid": definition, "cells": [asdict(cell) for cell in cells]}
+    write_json(file, given)
+
+
+def _labels(keys: Sequence[str]) -> list[str]:
+    """The last word of each key, or the whole key where two share it."""
+    short = [key.rpartition(".")[2] for key in keys]
+    return [key if short.count(name) > 1 else name for key, name in zip(keys, short, strict=True)]
+
+
+def _outcome(summary: Mapping[str, Any]) -> str:
+    for name, entry in (summary.get("learning") or {}).items():
+        if "loss" in entry["after"]:
+            return f"{name} loss {entry['after']['loss']:.4f}"
+    return f"training loss {summary['loss']:.4f}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

@@ -1,0 +1,176 @@
+"""Layers in 4 and 8 bits on the CPU: what they compute, that samples stay apart, what moves, and the way back."""
+
+import importlib.util
+import sys
+
+import numpy as np
+import pytest
+import torch
+from tests.models import samples, tiny
+
+from frisket.adapt.methods import Full, LnTuning, Lora
+from frisket.attend.pack import pack
+from frisket.errors import ConfigError, UnsupportedError
+from frisket.hf import load, quantised
+from frisket.hf.heads import logits_of
+from frisket.hf.settings import ModelSettings
+from frisket.train.checks import check_model
+from frisket.train.optim import Optimizer
+from frisket.train.settings import TrainSettings
+from frisket.train.step import Laying, lay_out, run_step
+
+CPU = torch.device("cpu")
+LAYING = Laying("isolated", 128, 1, "auto", 64)
+SAMPLES = samples(0, [30, 20, 25, 40])
+STEP = lay_out([(s, np.ones(len(s))) for s in SAMPLES], LAYING, "weights")
+
+needs_bitsandbytes = pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("small")
+    model = tiny("llama", torch.float32, hidden_size=64, intermediate_size=128)
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(path)
+    return str(path)
+
+
+def loaded(folder, kind, dtype=torch.float32, **settings):
+    return load.load_model(ModelSettings(path=folder, load=kind, **settings), dtype, CPU)
+
+
+def logits(model):
+    return logits_of(model, pack(SAMPLES, "isolated", 200)[0])
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_loaded_layers_are_narrow_and_computed_in_the_run_s_type(folder, kind, dtype):
+    model, plain = loaded(folder, kind, dtype), loaded(folder, "none", dtype)
+    layers = quantised.quantised_layers(model)
+    assert len(layers) == 14  # the seven linear layers of two blocks; neither head nor embedding
+    assert {layer.weight.dtype for layer in layers.values()} == {torch.uint8 if kind == "4bit" else torch.int8}
+    assert {p.dtype for p in model.parameters() if p.is_floating_point()} == {dtype}
+    assert sum(map(quantised.entries, model.parameters())) == sum(p.numel() for p in plain.parameters())
+    bar = 0.11 if kind == "4bit" else 0.02
+    for name, layer in layers.items():
+        exact = plain.get_submodule(name).weight.detach()
+        assert float((quantised.dense_weight(layer, dtype) - exact).norm() / exact.norm()) < bar, name
+    if kind == "4bit":
+        state = layers["model.layers.0.mlp.up_proj"].weight.quant_state
+        assert (state.quant_type, state.nested, state.blocksize) == ("nf4", True, 64)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.parametrize("arrangement", ["isolated", "forest", "padded"])
+def test_samples_stay_apart_bit_for_bit(folder, kind, arrangement):
+    model = loaded(folder, kind)
+    Lora().attach(model, torch.Generator().manual_seed(0))
+    checks = check_model(model, SAMPLES, Laying(arrangement, 128, 1, "auto", 64))
+    assert "bit-identical" in checks.isolation
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_are_those_of_the_dequantised_model(folder, kind, dtype):
+    found = []
+    for model in (loaded(folder, kind, dtype), quantised.dequantised(loaded(folder, kind, dtype), dtype)):
+        attached = Lora().attach(model, torch.Generator().manual_seed(0))
+        load.cast_parameters(model, dtype)
+        load.recompute_layers(model, 1)
+        optimizer = Optimizer(attached.parameters(), TrainSettings(), dtype)
+        losses = [run_step(model, attached, optimizer, STEP, LAYING, number=n, rate=1e-3).loss for n in (1, 2, 3)]
+        found.append((losses, dict(optimizer.masters)))
+    assert found[0][0][2] < found[0][0][0]
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    for name, value in found[0][1].items():
+        torch.testing.assert_close(value, found[1][1][name], rtol=1e-3, atol=1e-6)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("method", [Lora(), Lora(dora=True), Lora(where=["all-linear", "head"]), LnTuning()])
+def test_methods_move_what_they_name_and_come_off(folder, method):
+    model = loaded(folder, "4bit")
+    bare = logits(model)
+    packed = {name: layer.weight.data.clone() for name, layer in quantised.quantised_layers(model).items()}
+    attached = method.attach(model, torch.Generator().manual_seed(0))
+    optimizer = Optimizer(attached.parameters(), TrainSettings(weight_decay=0.1), torch.float32)
+    losses = [run_step(model, attached, optimizer, STEP, LAYING, number=n, rate=1e-2).loss for n in (1, 2, 3)]
+    assert losses[2] < losses[0]
+    attached.detach()
+    for name, before in packed.items():
+        assert torch.equal(model.get_submodule(name).weight.data, before)
+    if method.method != "ln_tuning":
+        assert torch.equal(logits(model), bare)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_dequantised_computes_the_same_and_saves_as_a_plain_model(folder, kind, tmp_path):
+    model = loaded(folder, kind)
+    before = logits(model)
+    plain = quantised.dequantised(model, torch.float32)
+    assert plain is model
+    assert not quantised.quantised_layers(plain)
+    assert torch.equal(logits(plain), before)
+    plain.set_attn_implementation("sdpa")
+    plain.save_pretrained(tmp_path)
+    assert quantised.stored_as(load.load_config(ModelSettings(path=str(tmp_path)))) == "none"
+    torch.testing.assert_close(logits(loaded(str(tmp_path), "none")), before, rtol=1e-5, atol=1e-6)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_files_that_are_quantised_already_load_the_same(folder, kind, tmp_path):
+    model = loaded(folder, kind)
+    before = logits(model)
+    model.set_attn_implementation("sdpa")
+    model.save_pretrained(tmp_path)
+    again = loaded(str(tmp_path), "none")
+    assert len(quantised.quantised_layers(again)) == 14
+    assert torch.equal(logits(again), before)
+    other = "8bit" if kind == "4bit" else "4bit"
+    with pytest.raises(ConfigError, match=f"model.load = {other}: the model's files are quantised to {kind} already"):
+        loaded(str(tmp_path), other)
+    config = load.load_config(ModelSettings(path=str(tmp_path)))
+    with pytest.raises(UnsupportedError, match=f"the model's files are quantised to {kind}: adapt.method = full"):
+        quantised.refuse_method("none", config, "full")
+
+
+@needs_bitsandbytes
+def test_how_much_is_narrow_is_said(folder):
+    assert quantised.lines(loaded(folder, "none")) == []
+    (line,) = quantised.lines(loaded(folder, "4bit"))
+    assert "in NF4" in line
+    (line,) = quantised.lines(loaded(folder, "8bit"))
+    assert "LLM.int8" in line
+
+
+@needs_bitsandbytes
+def test_a_device_that_bitsandbytes_does_not_know_is_refused(folder):
+    config = load.load_config(ModelSettings(path=folder))
+    with pytest.raises(UnsupportedError, match=r"bitsandbytes has nothing for device vulkan.*\nUse model.load=none"):
+        quantised.options_of("4bit", config, torch.float32, torch.device("vulkan"))
+
+
+def test_without_the_package_the_command_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UnsupportedError, match=r"needs the package bitsandbytes: pip install 'frisket\[quantised\]'"):
+        loaded(folder, "4bit")
+
+
+@pytest.mark.parametrize(
+    ("method", "why"), [("full", "moves the base's own weights"), ("ia3", "was not tried on them")]
+)
+def test_methods_that_do_not_fit_are_refused_by_name(folder, method, why):
+    config = load.load_config(ModelSettings(path=folder))
+    with pytest.raises(UnsupportedError, match=f"model.load = 4bit: adapt.method = {method} {why}.*\n.*method=lora"):
+        quantised.refuse_method("4bit", config, method)
+    quantised.refuse_method("none", config, method)
+    assert Full().method not in quantised.METHODS

@@ -1,0 +1,123 @@
+"""Comparing finished runs: pairing by seed, verdicts, unequal budgets."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from frisket.errors import ConfigError
+from frisket.recipe import Recipe, dump
+from frisket.run.comparing import compare_runs
+
+LOSSES = {8: (2.0, 2.4, 2.2), 16: (1.9, 2.25, 2.06)}
+
+
+def run_folder(
+    place: Path, *, rank: int = 8, seed: int = 0, loss: float = 2.0, tokens: int = 1000, data: str = "d", **sections
+) -> Path:
+    """The files of a finished run, without a run."""
+    place.mkdir(parents=True)
+    given = {"data": [{"path": "x.jsonl"}], "adapt": {"rank": rank}, "train": {"seed": seed}, **sections}
+    (place / "recipe.yaml").write_text(dump(Recipe.model_validate(given)))
+    (place / "environment.json").write_text(json.dumps({"data": data}))
+    match = {"exact_match": 0.5 - loss / 10, "exact_match_interval": [0.1, 0.6]}
+    after = {"loss": loss, "loss_interval": [loss - 0.1, loss + 0.1], **match}
+    summary = {
+        "model": {"path": "bundled", "parameters": 100, "moving": rank * 10, "method": "lora"},
+        "steps": 5,
+        "learning": {"hold-out": {"samples": 20, "after": after}},
+        "forgetting": {"default": {"samples": 32, "after": {"kl": 0.1}}},
+        "tokens": {"flat": tokens},
+        "rates": {"real_tokens_per_second": 100.0},
+        "seconds": {"total": 3.0},
+    }
+    (place / "summary.json").write_text(json.dumps(summary))
+    return place
+
+
+@pytest.fixture
+def six(tmp_path: Path) -> list[Path]:
+    """Two arms of three seeds each, in folders of their own."""
+    return [
+        run_folder(tmp_path / f"r{rank}-{seed}", rank=rank, seed=seed, loss=loss)
+        for rank, losses in LOSSES.items()
+        for seed, loss in enumerate(losses)
+    ]
+
+
+def test_seeds_are_paired(six, tmp_path) -> None:
+    result = compare_runs(six, page=tmp_path / "compare.html")
+    first, second = result["arms"]
+    assert (first["name"], second["name"]) == ("r8-0", "r16-0")
+    loss = second["measures"]["hold-out loss"]
+    assert (loss["median"], loss["interval"]) == (2.06, [1.9, 2.25])
+    # The arms overlap by far; the differences by seed, -0.10, -0.15 and -0.14, do not reach 0.
+    assert loss["difference"] == pytest.approx(-0.13)
+    assert loss["difference_interval"] == pytest.approx([-0.15, -0.10])
+    assert loss["verdict"] == "better"
+    assert second["measures"]["hold-out exact match"]["verdict"] == "better"
+    assert second["measures"]["default kl"]["verdict"] == "same"
+    assert "difference" not in first["measures"]["hold-out loss"]
+
+
+def test_fewer_seeds_have_no_verdict(six, tmp_path) -> None:
+    result = compare_runs([six[0], six[1], six[3], six[4]], page=tmp_path / "compare.html")
+    loss = result["arms"][1]["measures"]["hold-out loss"]
+    assert loss["difference"] == pytest.approx(-0.125)
+    assert not {"verdict", "difference_interval"} & set(loss)
+
+
+def test_a_single_run_keeps_its_own_interval(six, tmp_path) -> None:
+    result = compare_runs([six[0], six[3]], page=tmp_path / "compare.html")
+    assert result["arms"][0]["measures"]["hold-out loss"]["interval"] == [1.9, 2.1]
+
+
+UNEQUAL = {
+    "training tokens with seed 0: a 1,000, b 1,020": {"tokens": 1020},
+    "base model: a bundled, b other": {"model": {"path": "other"}},
+    "evaluation sets: a hold-out .20 samples. . default": {
+        "evaluate": {"learning": [{"name": "hold-out", "path": "y"}]}
+    },
+    "data that the hold-out is drawn from: a d, b e": {"data": "e"},
+    "seeds, which draw the hold-out, none in common": {"seed": 1},
+}
+
+
+@pytest.mark.parametrize("named", UNEQUAL)
+def test_unequal_budgets_are_refused_unless_asked_for(named: str, tmp_path) -> None:
+    pair = [run_folder(tmp_path / "a", rank=4), run_folder(tmp_path / "b", **UNEQUAL[named])]
+    with pytest.raises(ConfigError, match=named.replace("+", r"\+")) as caught:
+        compare_runs(pair, page=tmp_path / "compare.html")
+    assert str(caught.value).endswith("To compare them anyway: --allow-unequal")
+    result = compare_runs(pair, page=tmp_path / "compare.html", allow_unequal=True)
+    assert len(result["unequal"]) == 1
+    assert "unequal, so nothing is judged" in (tmp_path / "compare.html").read_text()
+
+
+def test_a_few_tokens_more_are_the_same_budget(tmp_path) -> None:
+    pair = [run_folder(tmp_path / "a", rank=4), run_folder(tmp_path / "b", tokens=1009)]
+    assert compare_runs(pair, page=tmp_path / "compare.html")["unequal"] == []
+
+
+def test_hold_outs_of_other_files_need_not_be_of_the_same_data(tmp_path) -> None:
+    own = {"learning": [{"name": "hold-out", "path": "eval.jsonl"}]}
+    pair = [run_folder(tmp_path / "a", rank=4, evaluate=own), run_folder(tmp_path / "b", data="e", evaluate=own)]
+    assert compare_runs(pair, page=tmp_path / "compare.html")["unequal"] == []
+
+
+def test_the_same_recipe_and_seed_twice_are_two_arms(tmp_path) -> None:
+    pair = [run_folder(tmp_path / "one" / "r"), run_folder(tmp_path / "two" / "r")]
+    names = [arm["name"] for arm in compare_runs(pair, page=tmp_path / "compare.html")["arms"]]
+    assert names == [str(place) for place in pair]
+
+
+def test_folders_without_a_finished_run_are_refused(tmp_path) -> None:
+    done = run_folder(tmp_path / "done")
+    (tmp_path / "begun").mkdir()
+    with pytest.raises(ConfigError, match="holds no finished run"):
+        compare_runs([done, tmp_path / "begun"], page=tmp_path / "compare.html")
+    with pytest.raises(ConfigError, match="1 finished run is nothing to compare"):
+        compare_runs([done], page=tmp_path / "compare.html")
+    (tmp_path / "begun" / "grid.json").write_text(json.dumps({"cells": [{"folder": "x", "arm": "x"}]}))
+    with pytest.raises(ConfigError, match="no cell of this grid is finished"):
+        compare_runs([tmp_path / "begun"], page=tmp_path / "compare.html")

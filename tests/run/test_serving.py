@@ -1,0 +1,80 @@
+"""What is said of vLLM follows from the adapter's own configuration, before and after training."""
+
+import pytest
+
+from frisket.recipe import Recipe
+from frisket.run.serving import LORA_RANKS, expected_config, serving_of
+
+PLAIN = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "bias": "none"}
+
+
+def test_plain_lora_is_served_as_it_is():
+    line = serving_of(PLAIN).line("Qwen/Qwen3-4B", "out/chats")
+    assert line.endswith(
+        "serves the adapter as it is: vllm serve Qwen/Qwen3-4B --enable-lora --lora-modules tuned=out/chats/adapter"
+    )
+    assert serving_of({**PLAIN, "use_rslora": True}) == serving_of(PLAIN)
+
+
+@pytest.mark.parametrize(("rank", "flag"), [(1, 16), (16, 16), (17, 32), (24, 32), (300, 320), (512, 512)])
+def test_the_rank_decides_the_flag(rank, flag):
+    serving = serving_of({**PLAIN, "r": rank})
+    assert serving.max_lora_rank == flag
+    assert flag in LORA_RANKS
+    assert (f"--max-lora-rank {flag} " in serving.line("base")) == (flag != 16)
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"r": 513}, "rank 513 is above 512"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"trainable_token_indices": {"embed_tokens": [3]}}, "rows of added tokens"),
+        ({"target_parameters": ["mlp.experts.down_proj"]}, "expert"),
+        ({"bias": "lora_only"}, "bias"),
+        ({"rank_pattern": {"q_proj": 4}}, "one rank"),
+        ({"alpha_pattern": {"q_proj": 4}}, "one rank and scale"),
+        ({"peft_type": "IA3"}, "LoRA only, not IA3"),
+    ],
+)
+def test_what_vllm_does_not_read_needs_a_merge(changed, reason):
+    serving = serving_of({**PLAIN, **changed})
+    assert serving.needs_merge
+    assert serving.max_lora_rank is None
+    assert reason in serving.line("base", "out/x")
+    assert serving.line("base", "out/x").endswith("frisket export out/x --to merged")
+    assert not serving.as_dict()["as_it_is"]
+
+
+def test_lora_on_the_head_is_served_with_a_word():
+    serving = serving_of({**PLAIN, "target_modules": ["q_proj", "lm_head"]})
+    assert not serving.needs_merge
+    assert "258,048" in serving.line("base")
+    assert serving_of({**PLAIN, "target_modules": "lm_head"}).notes
+
+
+def test_a_quantised_base_is_named():
+    serving = serving_of(PLAIN, "4bit")
+    assert not serving.needs_merge
+    assert serving.line("base").endswith("; trained on a 4bit base: only a merge is exactly what was trained")
+
+
+def test_a_whole_model_is_served_as_it_is():
+    assert "serves the model as it is: vllm serve 'my runs/model'" in serving_of(None).line("base", "my runs")
+
+
+@pytest.mark.parametrize(
+    ("adapt", "model", "merge"),
+    [
+        ({"method": "lora"}, {}, False),
+        ({"method": "lora", "dora": True}, {}, True),
+        ({"method": "lora"}, {"add_tokens": ["<a>"]}, True),
+        ({"method": "ia3"}, {}, True),
+        ({"method": "peft", "peft_type": "vera"}, {}, True),
+        ({"method": "full"}, {}, False),
+    ],
+)
+def test_the_plan_says_it_before_training(adapt, model, merge):
+    recipe = Recipe.model_validate({"adapt": adapt, "model": model})
+    assert serving_of(expected_config(recipe)).needs_merge == merge

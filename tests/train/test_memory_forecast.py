@@ -1,0 +1,120 @@
+"""From a recipe to a prediction: what is counted, what is said when it does not fit, what a run writes down."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from frisket import bundled
+from frisket.recipe import load_recipe
+from frisket.run import memory
+from frisket.run.memory import forecast, foresee, spent
+from frisket.run.prepare import prepare
+from frisket.train.memory import peak_bytes
+from frisket.watch import Silent
+
+
+class _Heard(Silent):
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.warned: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    path = tmp_path_factory.mktemp("memory") / "chats.jsonl"
+    asked = [{"role": "user", "content": f"Say {n}."} for n in range(8)]
+    answers = [{"role": "assistant", "content": "one two three four " * 20} for _ in asked]
+    path.write_text("".join(json.dumps({"messages": pair}) + "\n" for pair in zip(asked, answers, strict=True)))
+    return path
+
+
+def _prepared(chats, *words: str):
+    common = ("data.0.hold_out=0", "train.max_steps=4", "evaluate=off", "train.compute=bf16")
+    return prepare(load_recipe(None, [*common, *words], model="bundled", data=[str(chats)]), Silent())
+
+
+def _terms(found, phase: str) -> dict[str, int]:
+    assert found.peak is not None
+    return {term.name: term.bytes for each in found.peak.phases if each.name == phase for term in each.terms}
+
+
+def test_every_tensor_of_full_fine_tuning_is_counted(chats):
+    config = json.loads((bundled.base_path() / "config.json").read_text())
+    found = _terms(forecast(_prepared(chats, "adapt.method=full"), 0), "train step")
+    moving = found["masters"] // 4
+    assert moving > config["vocab_size"] * config["hidden_size"]
+    assert found["moving weights"] == 2 * moving
+    assert 8 * moving <= found["optimizer"] <= 8 * moving + 4096
+    assert "weights" not in found
+    assert "masters" not in _terms(forecast(_prepared(chats, "adapt.method=full", "train.compute=fp32"), 0), "saving")
+
+
+def test_lora_moves_little_and_keeps_the_base_once(chats):
+    lora, full = (forecast(_prepared(chats, f"adapt.method={m}"), 0) for m in ("lora", "full"))
+    found, whole = _terms(lora, "train step"), _terms(full, "train step")
+    assert found["weights"] == whole["moving weights"]
+    assert found["optimizer"] < whole["optimizer"] / 10
+    sgd = _terms(forecast(_prepared(chats, "adapt.method=lora", "train.optimizer=sgd"), 0), "train step")
+    assert sgd["optimizer"] == 0
+
+
+def test_longer_rows_take_more_and_recomputing_takes_less(chats):
+    short, long = (_terms(forecast(_prepared(chats, f"attend.row_tokens={n}"), 0), "train step") for n in (128, 512))
+    assert long["activations"] > 2 * short["activations"]
+    again = forecast(_prepared(chats, "attend.row_tokens=512", "train.recompute=all"), 0)
+    assert again.choice.layers == 4
+    assert _terms(again, "train step")["activations"] < long["activations"] / 2
+
+
+def test_quantised_weights_are_counted_in_their_own_width(chats):
+    prepared = _prepared(chats, "adapt.method=lora")
+    quantised = prepared.recipe.model_copy(update={"model": prepared.recipe.model.model_copy(update={"load": "4bit"})})
+    plain = _terms(forecast(prepared, 0), "saving")
+    found = _terms(forecast(replace(prepared, recipe=quantised), 0), "saving")
+    assert found["quantised weights"] == pytest.approx((plain["weights"] - found["weights"]) / 2 * 0.516, rel=1e-6)
+
+
+def test_what_does_not_fit_is_said_with_knobs_and_figures(chats, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10 << 20)
+    heard = _Heard()
+    found = foresee(_prepared(chats, "adapt.method=lora", "attend.row_tokens=2048"), 0, None, heard)
+    assert not found.choice.fits
+    assert found.choice.layers == 4
+    (line,) = heard.warned
+    for knob in ("attend.row_tokens=1024", "adapt.rank=8", "model.load=4bit"):
+        assert knob in line
+    assert any(text.startswith("recompute  4 of 4 layers, predicted") for text in heard.said)
+
+
+def test_a_model_that_cannot_be_traced_is_said_and_trained(chats, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise NotImplementedError("no meta kernel")
+
+    monkeypatch.setattr(memory, "trace", refuse)
+    found = forecast(_prepared(chats), 0)
+    assert (found.peak, found.choice.layers) == (None, 0)
+    assert found.facts()[0] == ("memory", "not predicted: this model cannot be traced without its weights")
+    assert found.as_dict()["memory"] is None
+    assert spent(found, torch.device("cpu"))["predicted_bytes"] is None
+
+
+def test_disk_counts_checkpoints_that_are_kept_and_one_more(chats):
+    prepared = _prepared(chats, "adapt.method=lora", "train.keep=2")
+    disk = {steps: {t.name: t.bytes for t in forecast(prepared, steps).disk} for steps in (0, 1)}
+    assert disk[1]["checkpoints"] * 2 == disk[0]["checkpoints"] * 3
+    assert disk[0]["adapter"] * 3 < disk[0]["checkpoints"] / 2 * 1.1
+    assert disk[0]["token store"] > 0
+
+
+def test_the_summary_gets_both_figures(chats):
+    told = spent(forecast(_prepared(chats), 0), torch.device("cpu"))
+    assert told["predicted_bytes"] > 100 << 20
+    assert told["peak_bytes"] <= peak_bytes(torch.device("cpu"))

@@ -11,7 +11,7 @@ from frisket.recipe import load_recipe
 from frisket.run import memory
 from frisket.run.memory import forecast, foresee, spent
 from frisket.run.prepare import prepare
-from frisket.train.memory import peak_bytes
+from frisket.train.memory import KERNEL_BYTES, KERNELS, peak_bytes
 from frisket.watch import Silent
 
 
@@ -118,3 +118,11 @@ def test_the_summary_gets_both_figures(chats):
     told = spent(forecast(_prepared(chats), 0), torch.device("cpu"))
     assert told["predicted_bytes"] > 100 << 20
     assert told["peak_bytes"] <= peak_bytes(torch.device("cpu"))
+
+
+def test_each_length_brings_kernels_and_a_mixture_soon_has_all(chats, monkeypatch):
+    prepared = _prepared(chats)
+    few = _terms(forecast(prepared, 0), "train step")["kernels"]
+    monkeypatch.setattr(memory.load, "is_mixture", lambda model: True)
+    assert 0 < few < _terms(forecast(prepared, 0), "train step")["kernels"] == KERNELS * KERNEL_BYTES
+    assert "kernels" not in _terms(forecast(_prepared(chats, "train.compute=fp32"), 0), "train step")

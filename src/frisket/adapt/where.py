@@ -4,6 +4,9 @@ A pattern is a shell glob (``*.q_proj``) or one of the words below; patterns uni
 restricts the others to those layers (alone it means everything in them). A matched module means all its parameters.
 The experts of a mixture are 3-D tensors [expert, ...] that no module holds alone; they are matched by their own paths
 (``*.experts.gate_up_proj``). Zero matches is an error that names the nearest module.
+
+``embeddings`` with ``head``, or the last layer alone, are the light adaptations of Zlotchevski et al. 2022 (arXiv
+2208.13928).
 """
 
 import fnmatch

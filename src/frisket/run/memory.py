@@ -42,6 +42,7 @@ from frisket.watch import Watcher
 _QUANTISED = {"4bit": 0.516, "8bit": 1.0}
 """Bytes a weight: NF4 with an 8-bit scale for 64 weights and an fp32 one for 256 of them; LLM.int8 a byte."""
 _STORED_TOKEN, _STORED_SAMPLE = 4, 120  # bytes: its id; runs of provenance and marks, its place (measured)
+_LOOKED_AT = 64  # steps whose lengths are counted; rows that are always full have few
 _EVALUATED_AT_ONCE = 256  # distributions of frisket.evaluate.answers, of base and tuned model
 
 
@@ -130,7 +131,7 @@ def forecast(prepared: Prepared, save_steps: int, *, free: float | None = None, 
     except (NotImplementedError, RuntimeError):  # an operation that needs values, or has no form without them
         return Forecast(choose_recompute(setting, layers, None, None), None, disk)
     several = any(len(step.micro_batches) > 1 for step in steps)
-    kernels = _kernels(prepared, traced) if device.type == "cpu" else 0
+    kernels = _kernels(prepared, traced, model) if device.type == "cpu" else 0
     process = resident_bytes() - held + LATER_PAGES if device.type == "cpu" else 0
     predict = partial(_prediction, prepared, sizes, traced, several, process, kernels, device)
     choice = choose_recompute(setting, layers, predict, free_bytes(device) if free is None else free)
@@ -235,17 +236,22 @@ def _steps(prepared: Prepared) -> list[StepInput]:
     return [lay_out([prepared.weighted(int(i)) for i in epoch[at].samples], prepared.laying, rule) for at in chosen]
 
 
-def _kernels(prepared: Prepared, traced: Trace) -> int:
-    """Shapes of matmuls in 16 bits that the run meets: each length of a micro-batch brings its own."""
+def _kernels(prepared: Prepared, traced: Trace, model: Model) -> int:
+    """Shapes of matmuls in 16 bits that the run meets: each length of a micro-batch brings its own.
+
+    In a mixture each expert meets another number of tokens every time, so that all places are soon taken.
+    """
+    if not traced.matmuls:
+        return 0
+    if load.is_mixture(model):
+        return KERNELS
     settings = prepared.recipe.evaluate
     lengths = (
         2 if settings is None else 2 + sum(7 + each.prompts * each.answer_tokens // 256 for each in settings.forgetting)
     )
-    if not traced.matmuls:
-        return 0
     found = traced.forward_matmuls * lengths + traced.matmuls  # the checks' lengths, and the probe's backward
     met: set[int] = set()
-    for step in islice(prepared.order.steps(), prepared.total_steps):
+    for step in islice(prepared.order.steps(), min(prepared.total_steps, _LOOKED_AT)):
         if found + traced.matmuls * len(met) >= KERNELS:
             return KERNELS
         samples = [prepared.dataset[int(i)] for i in step.samples]

@@ -17,13 +17,15 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from frisket.errors import FrisketError
+from frisket.errors import FrisketError, UnsupportedError
 from frisket.migrate.read import read_file
 from frisket.migrate.table import OUTCOMES, leaves
 from frisket.migrate.translate import translate
 from frisket.migrate.write import recipe_text
 from frisket.recipe import load_recipe
 
+OTHER_JOB, NO_JOB, UNREAD = "training job refused by name", "no training job", "not readable"
+NO_TRAINING = ("makes this a configuration", "no training command was found", "are those of none of the known tools")
 RESULT = Path(__file__).parent / "results" / "migrate.json"
 
 
@@ -55,11 +57,19 @@ def one(file: Path) -> dict:
     try:
         migration = translate(file)
     except FrisketError as error:
-        return {**record, "refused": str(error).splitlines()[0].replace(str(file), "").removeprefix(": ")}
+        reason = str(error).splitlines()[0].replace(str(file), "").removeprefix(": ")
+        return {**record, "refused": reason, "kind": kind_of(error)}
     keys = {key for key, _ in leaves(read_file(file).keys)}
     record |= {"tool": migration.tool.name, "keys": len(keys), "accounted": keys == set(migration.answers)}
     record |= {"counts": migration.counts, "unknown": migration.unknown, "loads": loads(recipe_text(migration))}
     return record
+
+
+def kind_of(error: FrisketError) -> str:
+    """Whether a refused file starts a training that frisket does not do, starts none, or could not be read."""
+    if any(words in str(error) for words in NO_TRAINING):
+        return NO_JOB
+    return OTHER_JOB if isinstance(error, UnsupportedError) else UNREAD
 
 
 def loads(text: str) -> bool | str:
@@ -104,7 +114,7 @@ def main() -> None:
             "files": len(records),
             "migrated": len(done),
             "whole": sum(r["accounted"] and r["loads"] is True and not r["unknown"] for r in done),
-            "refused by name": len(records) - len(done),
+            **{kind: sum(r.get("kind") == kind for r in records) for kind in (OTHER_JOB, NO_JOB, UNREAD)},
             "keys": {outcome: keys[outcome] for outcome in OUTCOMES},
         }
         print(name, result["commit"][:12], json.dumps(result["summary"]))

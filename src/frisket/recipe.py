@@ -29,7 +29,8 @@ STAGE_KEYS = ("data", "attend", "supervise", "adapt", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
 GRID_FILE = "grid.json"
 """In a folder that holds a grid of runs: what the grid is made of."""
-_FILE_KEYS = ("path", "tokenizer", "template")
+FILE_KEYS = ("path", "tokenizer", "template")
+"""Keys of a recipe whose values may be files or folders."""
 
 
 def _off_is_none(value: object) -> object:
@@ -227,7 +228,7 @@ def _located(value: Any, folder: Path, key: str = "") -> Any:
         return {name: _located(item, folder, str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [_located(item, folder) for item in value]
-    if key in _FILE_KEYS and isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
+    if key in FILE_KEYS and isinstance(value, str) and not Path(value).exists() and (folder / value).exists():
         return str(folder / value)
     return value
 

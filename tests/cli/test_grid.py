@@ -9,6 +9,7 @@ from frisket.cli.axes import split_axes
 RESULT = {
     "against": "rank=2",
     "unequal": [],
+    "judged": 1,
     "failed": [{"folder": "rank=8/seed-0", "error": "too large"}],
     "exit_code": 1,
     "page": "out/x/compare.html",

@@ -132,6 +132,18 @@ def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
     assert "wanted: c" not in text
 
 
+def test_too_few_samples_are_shown_without_an_interval() -> None:
+    shown, file = plain(80)
+    few = {"samples": 6, "units": {"kl": 4, "bits_per_character_prose": 6}}
+    after = {"kl": 0.5, "bits_per_character_prose": 1.2, "bits_per_character_prose_interval": [1.1, 1.3]}
+    one = {"samples": 1, "before": {"loss": 5.576}, "after": {"loss": 1.468}}
+    shown.show_summary({"learning": {"hold-out": one}, "forgetting": {"default": few | {"after": after}}}, Path("o"))
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert "hold-out loss 1 5.576 no interval 1.468 no interval" in lines
+    assert "default KL to the base 4 – 0.500 no interval" in lines
+    assert any("6 – 1.200 1.100–1.300" in line for line in lines)
+
+
 def test_a_sparse_summary_is_no_trouble() -> None:
     shown, file = plain()
     shown.show_summary({"next": "frisket view", "tokens": {}, "learning": {}}, Path("o"))

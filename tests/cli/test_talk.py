@@ -10,7 +10,10 @@ from rich.console import Console
 from frisket.cli import answers as shown_answers
 from frisket.cli.answers import Answer, show_answers
 from frisket.cli.main import run_words
+from frisket.cli.screen import Screen
+from frisket.cli.talk import Talk, Turn
 from frisket.generate.reply import Reply
+from frisket.generate.settings import GenerateSettings
 
 from .conftest import FakeChat
 
@@ -59,7 +62,25 @@ def test_again_asks_the_same_with_the_next_seed(talk, run):
     assert "tuned [3] two" in out
     assert [s.seed for s in run.chat.settings] == [7, 8, 9, 7]
     assert {(s.temperature, s.top_p) for s in run.chat.settings} == {(0.5, 0.9)}
-    assert "the answer is always the same" in talk("one\n/again\n")
+
+
+def test_again_asks_nothing_where_the_answer_would_be_the_same(talk, run):
+    out = talk("one\n/again\ntwo\n")
+    assert "not asked again: at temperature 0 the answer is always the same" in out
+    assert "--temperature 0.8" in out
+    assert len(run.chat.settings) == 2
+    assert "tuned [3] two" in out
+
+
+def test_again_at_temperature_0_asks_what_was_stopped(run, monkeypatch):
+    """What was stopped is another answer when it is let go on."""
+    talker = Talk(FakeChat(), Screen(Console(file=io.StringIO())), GenerateSettings(), False, None)
+    asked = []
+    monkeypatch.setattr(talker, "_ask", lambda question, attempt: asked.append(question) or True)
+    for is_whole in (True, False):
+        talker._turns = [Turn("one", {"tuned": "1"}, is_whole)]
+        talker._obey("/again")
+    assert asked == ["one"]
 
 
 def test_help_and_unknown_commands(talk):
@@ -77,7 +98,7 @@ def test_a_message_of_several_lines_is_one(talk):
 
 
 def test_what_cannot_be_asked_leaves_the_conversation_as_it_was(talk):
-    out = talk("one\ntoo long\n/again\ntwo\n")
+    out = talk("one\ntoo long\n/again\ntwo\n", "--temperature", "0.5")
     assert "the model takes 8 with the answer" in out
     assert out.count("tuned [1] one") == 2
     assert "tuned [3] two" in out

@@ -373,9 +373,9 @@ def test_removed_reasoning_stands_in_the_ledger(tokenizer):
 # --- hold-out ------------------------------------------------------------------------------------------------------
 
 
-def test_by_default_two_percent_are_held_out(tokenizer):
+def test_by_default_a_few_percent_are_held_out(tokenizer):
     dataset = make(pairs(100), tokenizer, hold_out_default=True)
-    assert (len(dataset.held_out), len(dataset.train)) == (2, 98)
+    assert (len(dataset.held_out), len(dataset.train)) == (8, 92)
     assert sorted([*dataset.held_out, *dataset.train]) == list(range(100))
     assert dataset.ledgers[0].held_out == dataset.lengths[dataset.held_out].sum()
     assert len(make(pairs(100), tokenizer).held_out) == 0
@@ -383,7 +383,10 @@ def test_by_default_two_percent_are_held_out(tokenizer):
     assert_balanced(dataset)
 
 
-@pytest.mark.parametrize(("samples", "held"), [(19, 0), (20, 1), (100, 2), (20_000, 200), (5_000, 100)])
+@pytest.mark.parametrize(
+    ("samples", "held"),
+    [(19, 0), (20, 5), (31, 7), (32, 8), (60, 8), (400, 8), (500, 10), (5_000, 100), (10_000, 200), (20_000, 200)],
+)
 def test_how_many_are_held_out(samples, held):
     sources = [SourceSettings(path="a")]
     numbers = np.arange(samples)

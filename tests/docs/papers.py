@@ -16,6 +16,7 @@ ARXIV = re.compile(r"\b(\d{4}\.\d{5})\b")
 STATUS = {
     "works": "works, tested",
     "PEFT": "through PEFT",
+    "library": "through torch",
     "idea": "in part",
     "advice": "advice in plan",
     "protocol": "how it is measured",

@@ -2,13 +2,15 @@
 
 A page is one session: its blocks run in order in one folder, which holds what a reader has, ``chats.jsonl`` and the
 like, and a finished run ``out/chats`` unless the page trains it itself. Hub ids become ``bundled``, since tests have no
-network, and training is cut to three steps; nothing else is changed. The word after a language says more:
+network, and training is cut to three steps; nothing else is changed. A comment ``<!-- snippet: WORD -->`` before a
+block says more of it:
 
-- ``sh``: commands of ``frisket`` are run and must exit with 0; other programs must be known here.
-- ``sh fails``: the last command must be refused.
-- ``python``: executed. ``yaml``: a recipe, or a part of one. ``json`` and ``jsonl``: parsed.
-- ``yaml trl``, ``yaml axolotl``, ``yaml llama-factory``: migrated, every key accounted for.
-- ``json printed``: exactly what the command before it printed.
+- ``sh``: commands of ``frisket`` are run and must exit with 0; other programs must be known here. ``fails``: the last
+  command must be refused.
+- ``python``: executed. ``yaml``: a recipe, or a part of one; ``trl``, ``axolotl``, ``llama-factory``: migrated, every
+  key accounted for.
+- ``json`` and ``jsonl``: parsed; ``printed``: exactly what the command before it printed. Another word: the format that
+  ``plan`` must find in the records.
 - ``text``: output or a drawing; not run.
 """
 
@@ -30,7 +32,7 @@ from frisket.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 NOT_RUN = {"log.md", "templates.md", "models.md", "papers.md"}  # records and generated tables: no commands
 OTHER_PROGRAMS = {"pip", "make", "ollama", "vllm", "python", "git", "cd", "source"}
-FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+FENCE = re.compile(r"(?:<!-- snippet: (\S+) -->\s+)?^( *)```([^\n`]*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 HUB_ID = re.compile(r"\b(?:Qwen|meta-llama|google|mistralai|HuggingFaceTB|openai)/[\w.-]+")
 TRAINS_SHORT = (
     "train.max_steps=3",
@@ -47,7 +49,7 @@ class Block:
 
     Attributes:
         line: of its first line of content, 1-based.
-        kind: language and what stands after it.
+        kind: language, and the word of a comment before it.
     """
 
     page: Path
@@ -69,7 +71,7 @@ def blocks(page: Path) -> list[Block]:
     """The fenced blocks of a page, in order."""
     text = page.read_text(encoding="utf-8")
     return [
-        Block(page, text.count("\n", 0, match.start()) + 2, tuple(match[2].split()), match[3])
+        Block(page, text.count("\n", 0, match.start(4)) + 1, (*match[3].split(), *filter(None, [match[1]])), match[4])
         for match in FENCE.finditer(text)
     ]
 
@@ -105,6 +107,8 @@ def run(block: Block, printed: str = "") -> str:
         Recipe.model_validate(yaml.safe_load(block.text))
     elif kind == "json" and rest == ["printed"]:
         assert json.loads(block.text) == json.loads(printed), f"{block}: what is printed is {printed}"
+    elif kind == "jsonl" and rest:
+        _read_as(block, *rest)
     elif kind in ("json", "jsonl"):
         for text in block.text.splitlines() if kind == "jsonl" else [block.text]:
             json.loads(text)
@@ -127,6 +131,13 @@ def _run_commands(block: Block, *, must_fail: bool) -> str:
         is_refused = must_fail and number == len(found) - 1
         assert (code != 0) == is_refused, f"{block}: {shlex.join(words)} exits with {code}"
     return printed.getvalue()
+
+
+def _read_as(block: Block, name: str) -> None:
+    Path("records.jsonl").write_text(block.text * 20)
+    with redirect_stdout(io.StringIO()) as printed:
+        assert run_words(["plan", "--model", "bundled", "--data", "records.jsonl", "data.0.hold_out=0"]) == 0, block
+    assert f"records.jsonl: {name}" in printed.getvalue(), f"{block}: {printed.getvalue()}"
 
 
 def _migrate(block: Block, tool: str) -> None:

@@ -21,7 +21,7 @@ def test_every_citation_is_listed_once():
 def test_what_is_said_to_be_here_is_cited_and_tested(paper):
     assert paper.status in papers.STATUS
     assert [path for path in paper.tests if not (papers.ROOT / path).exists()] == []
-    if paper.status != "open":
+    if paper.status in ("works", "idea", "advice", "protocol"):
         assert paper.id in papers.citations(), "no docstring cites it"
-    if paper.status in ("works", "idea"):
+    if paper.status in ("works", "idea", "PEFT", "library"):
         assert paper.tests

@@ -94,3 +94,17 @@ def test_a_wrong_recipe_and_wrong_python_are_seen(tmp_path, monkeypatch):
         snippets.run(snippets.Block(page, 1, ("yaml",), "adapt: {rnk: 8}\n"))
     with pytest.raises(ZeroDivisionError):
         snippets.run(snippets.Block(page, 1, ("python",), "1 / 0\n"))
+
+
+def test_a_comment_belongs_to_the_block_after_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(snippets, "ROOT", tmp_path)
+    page = tmp_path / "page.md"
+    page.write_text("<!-- snippet: fails -->\n\n```sh\nfrisket x\n```\n\n```json\n{}\n```\n")
+    assert [(block.line, block.kind) for block in snippets.blocks(page)] == [(4, ("sh", "fails")), (8, ("json",))]
+
+
+def test_the_site_draws_every_block_as_one():
+    """The site's Markdown takes a fence with two words for text, and says nothing."""
+    for page in [*snippets.ROOT.glob("docs/**/*.md"), snippets.ROOT / "README.md"]:
+        fences = [line for line in page.read_text(encoding="utf-8").splitlines() if line.lstrip().startswith("```")]
+        assert [line for line in fences if len(line.split()) > 1] == [], page

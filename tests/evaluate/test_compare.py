@@ -1,11 +1,24 @@
-"""Bootstrap intervals: right coverage, paired, seeded; the shapes of the summary."""
+"""Intervals: right coverage, paired, seeded; the shapes of the summary."""
 
 import json
+import math
 
 import numpy as np
 import pytest
 
-from frisket.evaluate.compare import Measure, comparison, intervals, joined, one_side, table, unmeasured, verdict
+from frisket.evaluate.compare import (
+    T_QUANTILES,
+    Measure,
+    comparison,
+    intervals,
+    joined,
+    one_side,
+    t_interval,
+    t_quantile,
+    table,
+    unmeasured,
+    verdict,
+)
 
 
 def means(values) -> Measure:
@@ -55,15 +68,16 @@ def test_intervals_are_seeded_and_do_not_depend_on_blocks(monkeypatch):
 
 
 def test_comparison_has_the_shape_of_the_summary():
-    before = {"loss": Measure(np.array([4.0, 9.0, 2.0]), np.array([2.0, 3.0, 1.0])), "exact_match": means([0, 0, 1])}
-    after = {"loss": Measure(np.array([2.0, 3.0, 1.0]), np.array([2.0, 3.0, 1.0])), "exact_match": means([1, 1, 1])}
-    found = comparison(before, after, ["b", "a", "b"])
-    assert found["samples"] == 3
+    counts = np.array([2.0, 3.0, 1.0] * 5)
+    before = {"loss": Measure(np.array([4.0, 9.0, 2.0] * 5), counts), "exact_match": means([0, 0, 1] * 5)}
+    after = {"loss": Measure(counts, counts), "exact_match": means([1] * 15)}
+    found = comparison(before, after, ["b", "a", "b"] * 5)
+    assert found["samples"] == 15
     assert found["before"]["loss"] == 15 / 6
     assert found["after"]["exact_match"] == 1.0
     assert found["difference"]["loss"] == 1.0 - 2.5
     assert list(found["groups"]) == ["b", "a"]
-    assert found["groups"]["b"]["samples"] == 2
+    assert found["groups"]["b"]["samples"] == 10
     assert found["groups"]["b"]["before"]["loss"] == 2.0
     low, high = found["before"]["loss_interval"]
     assert low <= found["before"]["loss"] <= high
@@ -73,7 +87,53 @@ def test_comparison_has_the_shape_of_the_summary():
     assert [(row["group"], row["measure"]) for row in rows][:2] == [("", "loss"), ("", "exact_match")]
     assert len(rows) == 6
     assert rows[1]["difference"] == pytest.approx(2 / 3)
-    assert {row["samples"] for row in rows} == {1, 2, 3}
+    assert {row["samples"] for row in rows} == {5, 10, 15}
+
+
+@pytest.mark.parametrize("units", [1, 4])
+def test_too_few_units_have_neither_interval_nor_verdict(units):
+    """The range of one figure is a point, and a point never holds 0."""
+    found = comparison({"loss": means([5.5] * units)}, {"loss": means([1.4] * units)}, ["a"] * units)
+    for part in (found, found["groups"]["a"]):
+        assert part["before"] == {"loss": 5.5}
+        assert part["after"] == {"loss": 1.4}
+        assert part["difference"] == {"loss": pytest.approx(-4.1)}
+    row = table("learning", {"x": found})[0]
+    assert (row["interval"], row["verdict"]) == (None, "")
+    assert one_side({"loss": means([5.5] * units)}) == {"loss": 5.5}
+
+
+@pytest.mark.parametrize(("units", "trials"), [(5, 1000), (8, 400), (20, 400)])
+def test_equal_sides_of_few_units_are_seldom_told_apart(units, trials):
+    rng = np.random.default_rng(5)
+    found = [intervals([means(np.zeros(units)), means(rng.normal(size=units))], seed)[1] for seed in range(trials)]
+    assert np.mean([verdict("loss", each) != "same" for each in found]) <= 0.1
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_equal_arms_are_told_apart_as_often_as_the_interval_says(seeds):
+    rng = np.random.default_rng(6)
+    found = [t_interval(rng.normal(size=seeds)) for _ in range(4000)]
+    assert np.mean([verdict("loss", each) != "same" for each in found]) == pytest.approx(0.05, abs=0.01)
+
+
+def test_the_table_of_t_is_that_of_its_density():
+    for freedom in range(1, 61):
+        end = t_quantile(freedom)
+        assert end == (T_QUANTILES[freedom - 1] if freedom <= 30 else pytest.approx(end))
+        x = np.linspace(0.0, end, 20_001)
+        constant = math.gamma((freedom + 1) / 2) / (math.sqrt(freedom * math.pi) * math.gamma(freedom / 2))
+        density = constant * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+        assert 0.5 + np.trapezoid(density, x) == pytest.approx(0.975, abs=5e-6 if freedom <= 30 else 2e-4)
+    assert t_quantile(10**9) == pytest.approx(1.959964, abs=1e-6)
+
+
+def test_the_t_interval_of_what_does_not_spread():
+    assert t_interval(np.zeros(3)) == (0.0, 0.0)
+    for values in ([0.125, 0.125, 0.125], [0.3 - 0.2, 0.4 - 0.3, 0.1], [1.0], []):
+        assert np.isnan(t_interval(np.array(values))).all()
+    # scipy.stats.t.interval(0.95, 2, loc=2, scale=sem([1, 2, 3]))
+    assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((-0.4841377, 4.4841377), abs=1e-4)
 
 
 def test_verdicts_need_an_interval_without_zero():
@@ -95,16 +155,18 @@ def test_sides_of_different_units_are_refused():
 def test_nothing_measured_has_no_interval():
     ((low, high),), difference = intervals([means([])])
     assert np.isnan([low, high, *difference]).all()
-    side = one_side({"loss": Measure(np.array([0.0, 4.0]), np.array([0.0, 2.0]))})
+    weights = np.array([0.0] * 10 + [2.0] * 5)
+    side = one_side({"loss": Measure(2 * weights, weights)})
     assert side == {"loss": 2.0, "loss_interval": [2.0, 2.0]}, "resamples without weight are left out"
+    assert one_side({"loss": Measure(2 * weights[:11], weights[:11])}) == {"loss": 2.0}, "one unit has weight"
 
 
 @pytest.mark.parametrize(
     ("total", "count", "why"),
     [
-        ([0.0, 0.0], [0.0, 0.0], "nothing in it has a positive weight"),
-        ([1.0, float("nan")], [1.0, 1.0], "it is not finite"),
-        ([1.0, float("inf")], [1.0, 1.0], "it is not finite"),
+        ([0.0] * 5, [0.0] * 5, "nothing in it has a positive weight"),
+        ([*[1.0] * 4, float("nan")], [1.0] * 5, "it is not finite"),
+        ([*[1.0] * 4, float("inf")], [1.0] * 5, "it is not finite"),
         ([], [], "nothing in it has a positive weight"),
     ],
 )

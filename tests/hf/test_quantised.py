@@ -1,7 +1,9 @@
 """Layers in 4 and 8 bits on the CPU: what they compute, that samples stay apart, what moves, and the way back."""
 
 import importlib.util
+import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -174,3 +176,63 @@ def test_methods_that_do_not_fit_are_refused_by_name(folder, method, why):
         quantised.refuse_method("4bit", config, method)
     quantised.refuse_method("none", config, method)
     assert Full().method not in quantised.METHODS
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("kind", ["4bit", "8bit"])
+def test_the_codes_do_not_depend_on_the_type_that_is_computed_in(folder, kind):
+    """Training computes in bf16, merging in fp32: both must have the weights that were trained on."""
+    assert load.stored_dtype(ModelSettings(path=folder), None) == torch.float32
+    narrow, wide, again = (
+        quantised.quantised_layers(loaded(folder, kind, t)) for t in (torch.bfloat16, torch.float32, torch.float16)
+    )
+    for name, layer in wide.items():
+        assert torch.equal(layer.weight.data, narrow[name].weight.data), name
+        assert torch.equal(layer.weight.data, again[name].weight.data), name
+        dense = (quantised.dense_weight(found[name], torch.float32) for found in (narrow, wide))
+        assert torch.equal(*dense), name
+
+
+@pytest.mark.parametrize(
+    ("method", "hint"), [("fp8", ""), ("gptq", ""), ("awq", ""), ("mxfp4", " in bf16"), ("compressed-tensors", "")]
+)
+def test_files_that_others_quantised_are_refused_by_name(folder, tmp_path, method, hint):
+    for file in Path(folder).iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    message = f"files are quantised with {method};.*\nGive a checkpoint of the same model{hint} that is not quantised"
+    with pytest.raises(UnsupportedError, match=message):
+        loaded(str(tmp_path), "none")
+    with pytest.raises(UnsupportedError, match=message):
+        quantised.refuse_method("none", load.load_config(ModelSettings(path=str(tmp_path))), "lora")
+
+
+def test_eight_bit_floats_are_codes_and_never_cast():
+    model = tiny(dtype=torch.float32)
+    layer = model.get_submodule("model.layers.0.mlp.up_proj")
+    layer.weight = torch.nn.Parameter(layer.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    load.cast_parameters(model, torch.bfloat16)
+    assert layer.weight.dtype == torch.float8_e4m3fn
+    assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+@needs_bitsandbytes
+def test_a_model_handed_over_must_be_quantised_as_the_recipe_says(folder):
+    plain, four = loaded(folder, "none"), loaded(folder, "4bit")
+    quantised.refuse_given("none", plain)
+    quantised.refuse_given("4bit", four)
+    quantised.refuse_given("none", four)
+    with pytest.raises(ConfigError, match=r"model.load = 4bit: .* handed over is not quantised.*\nUse model.load=none"):
+        quantised.refuse_given("4bit", plain)
+    with pytest.raises(ConfigError, match="handed over is 4bit quantised"):
+        quantised.refuse_given("8bit", four)
+
+
+@needs_bitsandbytes
+def test_quantised_layers_that_are_handed_over_compute_as_those_that_we_load(folder):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    given = AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True))
+    assert torch.equal(logits(load.ready(given).eval()), logits(loaded(folder, "8bit").eval()))

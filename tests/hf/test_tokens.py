@@ -93,6 +93,29 @@ def test_padding_is_never_the_end(specials, names, chosen, said, tmp_path):
     assert again.pad_token_id != again.eos_token_id
 
 
+def test_padding_is_no_other_end_either(tmp_path):
+    specials = ("<s>", "</s>", "<|end|>", "<pad>", "<|im_end|>")
+    stop = tokens.prepare(tokenizer(specials, pad_token="<|end|>"), ModelSettings(), ends=(BEFORE, 4))
+    assert tokenizer(specials).convert_tokens_to_ids("<|end|>") == BEFORE
+    assert stop.lines == ("padding: <|end|> ends the text as well; now <pad>",)
+    own = tokenizer(specials, pad_token="<|end|>")
+    own.chat_template = "{{ messages[0].content + '<|end|>' }}"
+    assert prepared(own).lines == ("padding: <|end|> is written by the chat template as well; now <pad>",)
+    built_in = prepared(tokenizer(specials, pad_token="<|im_end|>"), template="chatml")
+    assert built_in.tokenizer.pad_token == "<pad>"
+    everything = tokens.prepare(tokenizer(specials, pad_token="<pad>"), ModelSettings(), ends=(BEFORE,))
+    assert everything.tokenizer.pad_token is None
+    assert prepared(tokenizer(specials, pad_token="<|end|>"), template=str(tmp_path / "gone")).lines == ()
+
+
+def test_the_ends_of_a_model_are_those_of_its_generation_config(tmp_path):
+    settings = ModelSettings(path=str(tmp_path))
+    assert load.ending_ids(settings) == ()
+    for told, ends in (([7, 9], (7, 9)), (7, (7,)), (None, ())):
+        (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": told}))
+        assert load.ending_ids(settings) == ends
+
+
 def test_a_reserved_token_that_a_template_writes_is_not_free(tmp_path):
     own = tokenizer(RESERVED)
     own.chat_template = "{{ '<|reserved_special_token_0|>' }}"

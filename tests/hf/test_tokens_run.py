@@ -221,9 +221,21 @@ def test_a_model_and_a_tokenizer_in_memory_grow_too(place):
     tokenizer = AutoTokenizer.from_pretrained(bundled.base_path())
     model = AutoModelForCausalLM.from_pretrained(bundled.base_path(), dtype=torch.float32)
     given = recipe(place, add_tokens=NEW)
-    frisket.finetune(given, model=model, tokenizer=tokenizer, data=RECORDS, out=place / "memory")
-    assert len(tokenizer) == model.config.vocab_size == 3074
     name = "adapter/adapter_model.safetensors"
-    rows = [tensor for key, tensor in load_file(place / "memory" / name).items() if "token" in key]
-    assert [tuple(tensor.shape) for tensor in rows] == [(2, 256)]
-    assert "resize_token_embeddings(3074" in (place / "memory" / "adapter" / "README.md").read_text()
+    for out in ("memory", "the same cell once more"):
+        frisket.finetune(given, model=model, tokenizer=tokenizer, data=RECORDS, out=place / out)
+        assert len(tokenizer) == 3072  # what was handed over stays as it was
+        assert model.config.vocab_size == 3074
+        rows = [tensor for key, tensor in load_file(place / out / name).items() if "token" in key]
+        assert [tuple(tensor.shape) for tensor in rows] == [(2, 256)]
+        assert "resize_token_embeddings(3074" in (place / out / "adapter" / "README.md").read_text()
+    assert (place / "memory" / name).read_bytes() == (place / "the same cell once more" / name).read_bytes()
+
+
+def test_every_stage_adds_the_tokens_to_a_tokenizer_of_its_own(place):
+    tokenizer = AutoTokenizer.from_pretrained(bundled.base_path())
+    given = recipe(place, add_tokens=NEW) | {"stages": [{"train": {"max_steps": 1}}, {"train": {"max_steps": 2}}]}
+    summary = frisket.finetune(given, tokenizer=tokenizer, data=RECORDS, out=place / "staged")
+    first, second = (stage["model"]["moving"] for stage in summary["stages"])
+    assert first == second
+    assert len(tokenizer) == 3072

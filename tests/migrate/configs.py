@@ -1,4 +1,25 @@
-"""Small configurations as users of the three tools write them."""
+"""Small configurations as users of the three tools write them, and what becomes of a text."""
+
+from pathlib import Path
+
+from frisket.migrate.translate import Migration, translate
+from frisket.migrate.write import recipe_text
+from frisket.recipe import Recipe, load_recipe
+
+
+def migrated(folder: Path, text: str, name: str = "config.yaml", named: str | None = None) -> Migration:
+    """Migrate a text as a file of that name."""
+    file = folder / name
+    file.write_text(text, encoding="utf-8")
+    return translate(file, named)
+
+
+def recipe_of(folder: Path, migration: Migration) -> Recipe:
+    """The recipe of a migration, written and loaded."""
+    file = folder / "recipe.yaml"
+    file.write_text(recipe_text(migration), encoding="utf-8")
+    return load_recipe(file)
+
 
 AXOLOTL = """
 base_model: Qwen/Qwen3-0.6B

@@ -52,7 +52,7 @@ def _by_reason(tool: Tool, belongs: Callable[[Row], bool]) -> dict[str, str]:
     found: dict[str, list[str]] = {}
     for key, row in tool.rows.items():
         if belongs(row):
-            found.setdefault(row.text, []).append(f"`{key}`")
+            found.setdefault(row.text, []).append(f"`{key}`" + (f" ({row.note})" if row.note else ""))
     return {reason.replace("|", "\\|"): ", ".join(named) for reason, named in found.items()}
 
 
@@ -64,8 +64,10 @@ def tried(tool: Tool) -> str:
     return (
         f"Tried on the {summary['files']} configurations and commands that {tool.title} publishes (commit\n"
         f"{result['commit'][:12]}): {summary['migrated']} become a recipe that loads, with every key accounted for,\n"
-        f"{summary['whole']} of them without an unknown key; {summary['refused by name']} are refused, each by name. "
-        f"Keys: {told}.\n"
+        f"{summary['whole']} of them without an unknown key. {summary['training job refused by name']} start "
+        "a training that frisket does not do, and are refused by name;\n"
+        f"{summary['no training job']} are no training job (machines, generating, merging, lists of tokens), "
+        f"{summary['not readable']} name a file that is not there. Keys: {told}.\n"
         "By file: `benchmarks/results/migrate.json`, written by `benchmarks/migrate.py`."
     )
 

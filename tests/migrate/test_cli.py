@@ -28,6 +28,18 @@ def test_it_writes_a_recipe_and_shows_every_key(config: Path, capsys: pytest.Cap
     assert load_recipe("recipe.yaml").adapt.method == "lora"
 
 
+def test_a_narrow_screen_folds_a_key_and_cuts_nothing(
+    config: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    config.write_text(AXOLOTL + "lr_scheduler_kwargs: {a_name_of_many_words: 1}\n", encoding="utf-8")
+    assert run_words(["migrate", str(config)]) == 0
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    first_column = "".join(line[2:32].strip() for line in shown.splitlines())
+    assert "lr_scheduler_kwargs.a_name_of_many_words" in first_column
+
+
 def test_as_json_every_key_has_its_outcome(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_words(["migrate", str(config), "--out", "new/r.yaml", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)

@@ -63,7 +63,7 @@ def test_one_side_alone_has_no_change():
     assert measure.label == "KL from the base"
 
 
-@pytest.mark.parametrize("name", ["render", "curves", "mask_data"])
+@pytest.mark.parametrize("name", ["render", "curves", "mask_data", "measures", "compare_page"])
 def test_examples_in_docstrings(name):
     result = doctest.testmod(importlib.import_module(f"frisket.report.{name}"))
     assert result.attempted > 0
@@ -78,4 +78,8 @@ def test_a_sentence_says_what_happened_and_whether_chance_could():
     same = Measure("loss", Figure(2.0), Figure(1.9), Figure(-0.1, -0.3, 0.1), "same")
     assert same.sentence == "No clear change: loss 2 before, 1.9 after; the change is −0.3 to +0.1 (95 %)."
     assert Measure("loss", Figure(2.0), Figure(1.9)).sentence == ""
+    one = Measure("loss", Figure(5.5), Figure(1.4), Figure(-4.1), units=1)
+    assert one.sentence == "Measured: loss 5.5 before, 1.4 after; 1 sample: no interval."
+    assert (one.change_interval, one.without_interval) == ("", "1 sample: no interval")
+    assert better.without_interval == ""
     assert Measure("loss", None, Figure(1.9), Figure(0.1, 0.0, 0.2), "worse").sentence == ""

@@ -1,6 +1,7 @@
 """Stopping early, and giving back the best step's weights: from what was measured, the same after a resume."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,22 @@ def test_without_a_wish_the_last_step_is_kept_and_a_better_one_named(small_model
     assert summary["best"]["kept"] == "last"
     assert not list((tmp_path / "out" / "checkpoints").glob("best-*"))
     assert any("evaluate.keep=best keeps the best" in line for line in said.lines)
+
+
+def test_the_last_step_stands_among_the_evaluations(small_model, chats, tmp_path):
+    """Measured at 2 of 3 and after the last step, which is lower: summary, screen and report say the same."""
+    said, out = Said(), tmp_path / "out"
+    summary = train(recipe(small_model, chats, {"every": 2}, learning_rate=1e-4, max_steps=3), out=out, watcher=said)
+    after = summary["learning"]["foreign"]["after"]["loss"]
+    (line,) = map(json.loads, (out / "evaluations.jsonl").read_text().splitlines())
+    assert line["step"] == 2
+    assert after < line["learning"]["foreign"]["loss"]
+    assert (summary["best"]["step"], summary["best"]["loss"], summary["best"]["kept"]) == (3, after, "last")
+    assert summary["best"]["without_improvement"] == 0
+    assert not [line for line in said.lines if line.startswith("best ")]
+    page = (out / "report.html").read_text()
+    assert "Best at step 3 of 3" in page
+    assert re.findall(r'<th scope="col">([^<]*) <b class="better">best</b>', page) == ["step 3"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 
 from frisket.errors import ConfigError
 from frisket.recipe import Recipe, dump
-from frisket.run.comparing import compare_runs
+from frisket.run.comparing import compare_runs, read_run
 
 LOSSES = {8: (2.0, 2.4, 2.2), 16: (1.9, 2.25, 2.06)}
 
@@ -51,13 +51,61 @@ def test_seeds_are_paired(six, tmp_path) -> None:
     assert (first["name"], second["name"]) == ("r8-0", "r16-0")
     loss = second["measures"]["hold-out loss"]
     assert (loss["median"], loss["interval"]) == (2.06, [1.9, 2.25])
-    # The arms overlap by far; the differences by seed, -0.10, -0.15 and -0.14, do not reach 0.
+    # The arms overlap by far; the differences by seed, -0.10, -0.15 and -0.14, stay clear of 0.
     assert loss["difference"] == pytest.approx(-0.13)
-    assert loss["difference_interval"] == pytest.approx([-0.15, -0.10])
+    assert loss["difference_interval"] == pytest.approx([-0.1957, -0.0643], abs=1e-4)
     assert loss["verdict"] == "better"
     assert second["measures"]["hold-out exact match"]["verdict"] == "better"
-    assert second["measures"]["default kl"]["verdict"] == "same"
+    assert second["measures"]["forgetting: KL to the base"]["verdict"] == "same"
+    assert result["judged"] == 3
+    assert "3 comparisons, each at 95 %: were all arms equal, about 0.15" in (tmp_path / "compare.html").read_text()
     assert "difference" not in first["measures"]["hold-out loss"]
+
+
+def test_three_seeds_that_only_lean_one_way_have_no_verdict(tmp_path) -> None:
+    """Three differences of one sign are found in a quarter of all comparisons of equal arms."""
+    folders = [
+        run_folder(tmp_path / f"r{rank}-{seed}", rank=rank, seed=seed, loss=loss)
+        for rank, losses in {8: (2.0, 2.0, 2.0), 16: (1.99, 1.9, 1.8)}.items()
+        for seed, loss in enumerate(losses)
+    ]
+    loss = compare_runs(folders, page=tmp_path / "compare.html")["arms"][1]["measures"]["hold-out loss"]
+    assert loss["verdict"] == "same"
+    assert loss["difference_interval"][0] < 0 < loss["difference_interval"][1]
+
+
+def test_runs_that_measured_nothing_show_their_training_loss(tmp_path) -> None:
+    folders = []
+    for rank in (8, 16):
+        for seed in range(3):
+            place = run_folder(tmp_path / f"r{rank}-{seed}", rank=rank, seed=seed, evaluate="off")
+            summary = json.loads((place / "summary.json").read_text())
+            summary |= {"learning": {}, "forgetting": {}, "loss": 30 / rank + seed / rank}
+            (place / "summary.json").write_text(json.dumps(summary))
+            folders.append(place)
+    result = compare_runs(folders, page=tmp_path / "compare.html")
+    (name,) = result["arms"][1]["measures"]
+    found = result["arms"][1]["measures"][name]
+    assert (name, found["median"], found["difference"]) == ("training loss", 31 / 16, -31 / 16)
+    assert (result["judged"], "verdict" in found) == (0, False)
+    page = (tmp_path / "compare.html").read_text()
+    assert "Nothing was measured (evaluate=off)" in page
+    assert page.count('class="dot') == 6
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "measure", "told"),
+    [
+        ("learning", "hold-out", "exact_match", "hold-out exact match"),
+        ("forgetting", "default", "bits_per_character_prose", "forgetting: bits per character, prose"),
+        ("forgetting", "german", "kl", "forgetting, german: KL to the base"),
+    ],
+)
+def test_measures_are_named_in_words(section, name, measure, told, tmp_path) -> None:
+    place = run_folder(tmp_path / "r")
+    summary = json.loads((place / "summary.json").read_text())
+    (place / "summary.json").write_text(json.dumps(summary | {section: {name: {"after": {measure: 0.5}}}}))
+    assert told in read_run(place, "").measured()
 
 
 def test_fewer_seeds_have_no_verdict(six, tmp_path) -> None:
@@ -65,6 +113,7 @@ def test_fewer_seeds_have_no_verdict(six, tmp_path) -> None:
     loss = result["arms"][1]["measures"]["hold-out loss"]
     assert loss["difference"] == pytest.approx(-0.125)
     assert not {"verdict", "difference_interval"} & set(loss)
+    assert "No verdict: that takes at least 3 seeds" in (tmp_path / "compare.html").read_text()
 
 
 def test_a_single_run_keeps_its_own_interval(six, tmp_path) -> None:

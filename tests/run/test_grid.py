@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from tests.run.test_training import recipe, records
 
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError, ConfigError, FrisketError
 from frisket.recipe import dump
 from frisket.run import grid as grids
 from frisket.run import make_grid, train_grid
@@ -116,6 +116,27 @@ def test_wrong_cells_are_all_named_before_any_is_trained(file, tmp_path) -> None
     assert str(caught.value).startswith("2 of 3 cells are wrong:")
     assert "rank=0/seed-0: adapt.rank = 0" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_leaves_nothing_behind(file, tmp_path) -> None:
+    wrong = tmp_path / "none.jsonl"
+    for words, axes in (
+        ([f"data.0.path={wrong}"], [RANKS]),
+        ([f"evaluate.learning.0.path={wrong}"], [RANKS]),
+        ([], [("data.0.path", (str(tmp_path / "chats.jsonl"), str(wrong)))]),
+    ):
+        grid = make_grid(file, words, axes, 2, allow_unequal=True)
+        with pytest.raises(FrisketError, match=r"none\.jsonl"):
+            train_grid(grid, out=tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_data_that_the_cells_share_are_read_once(file, monkeypatch) -> None:
+    read = []
+    whole = grids.prepare
+    monkeypatch.setattr(grids, "prepare", lambda recipe, watcher: read.append(recipe) or whole(recipe, watcher))
+    grids._read_data(make_grid(file, [], [RANKS, ("train.schedule", ("cosine", "linear"))], 3).recipes())
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("axis", ["train.max_steps", "train.epochs", "data.0.limit", "evaluate.budget_seconds"])

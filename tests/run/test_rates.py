@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.run.test_training import recipe, records, stop_at
 
 from frisket.adapt.rates import rate_of
-from frisket.errors import ConfigError
+from frisket.errors import CheckError, ConfigError
 from frisket.recipe import Recipe, load_recipe
 from frisket.run import Given, make_plan, train
 from frisket.run.rates import ENOUGH_STEPS, LEAST_TOKENS, MOST_TOKENS, kept, peak_rate, step_size
@@ -67,6 +67,45 @@ def test_a_resumed_run_keeps_what_it_settled(small_model, chats, tmp_path) -> No
     assert kept(wanted, tmp_path).train.learning_rate == 0.0123
     summary = train(wanted, out=tmp_path, resume=True)
     assert summary["train"]["learning_rate"] == 0.0123
+    assert summary["train"]["learning_rate_why"] == "as the recipe says"  # it is not the number that was settled
     other = recipe(small_model, chats, train={"step_tokens": 512, "learning_rate": "auto", "epochs": 3})
     with pytest.raises(ConfigError, match="holds a run of another recipe"):
         train(other, out=tmp_path, resume=True)
+
+
+def test_a_resumed_run_keeps_the_reasons_too(small_model, chats, tmp_path) -> None:
+    wanted = recipe(small_model, chats, train={**AUTO, "max_steps": 2})
+    whole = train(wanted, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, out=tmp_path / "stopped", given=Given(on_step=stop_at(1)))
+    resumed = train(wanted, out=tmp_path / "stopped", resume=True)
+    assert resumed["train"] == whole["train"]
+    assert "LoRA Without Regret" in resumed["train"]["learning_rate_why"]
+    assert json.loads((tmp_path / "stopped" / "settled.json").read_text()) == whole["train"]
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "step_tokens"])
+def test_a_run_with_a_number_is_not_resumed_with_auto(small_model, chats, tmp_path, name) -> None:
+    stated = recipe(small_model, chats, train={"max_steps": 2, "step_tokens": 512, "learning_rate": 1e-3})
+    with pytest.raises(KeyboardInterrupt):
+        train(stated, out=tmp_path, given=Given(on_step=stop_at(1)))
+    train_settings = stated.train.model_copy(update={name: "auto"})
+    with pytest.raises(ConfigError, match="holds a run of another recipe"):
+        train(stated.model_copy(update={"train": train_settings}), out=tmp_path, resume=True)
+    assert train(stated, out=tmp_path, resume=True)["train"][f"{name}_why"] == "as the recipe says"
+
+
+def test_auto_is_refused_for_plain_sgd_which_learns_with_the_rate_that_is_named() -> None:
+    asked = Recipe(train={"optimizer": "sgd"})
+    with pytest.raises(ConfigError, match=r"are AdamW's, with which sgd hardly learns.\n.*train.learning_rate=1$"):
+        peak_rate(asked, 256, 100)
+    assert peak_rate(Recipe(train={"optimizer": "sgd", "learning_rate": 1}), 256, 100).value == 1
+
+
+def test_overfit_says_that_a_step_holds_all_samples(small_model, chats, tmp_path) -> None:
+    wanted = recipe(small_model, chats, train={**AUTO, "max_steps": 1, "learning_rate": 0.01})
+    with pytest.raises(CheckError):
+        train(wanted, out=tmp_path, overfit=3)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["train"]["step_tokens"] == summary["tokens"]["flat"]
+    assert summary["train"]["step_tokens_why"] == "--overfit takes all of its samples in every step"

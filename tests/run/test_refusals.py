@@ -10,7 +10,7 @@ from torch import nn
 from frisket.errors import CheckError, ConfigError, DataError, UnsupportedError
 from frisket.generate.settings import GenerateSettings
 from frisket.recipe import Recipe
-from frisket.run import export, finishing, folder, open_run, train
+from frisket.run import Given, export, finishing, folder, open_run, train
 from frisket.run.opening import open_folder
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
@@ -105,4 +105,17 @@ def test_a_hold_out_that_is_not_there_cannot_be_measured(small_model, data, tmp_
     wanted = Recipe.model_validate(given)
     with pytest.raises(DataError, match="nothing is held out"):
         train(wanted, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_was_handed_over_is_not_believed_to_be_quantised(small_model, data, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    wanted = recipe(small_model, data)
+    wanted = wanted.model_copy(update={"model": wanted.model.model_copy(update={"load": "4bit"})})
+    model = AutoModelForCausalLM.from_pretrained(small_model)
+    with pytest.raises(ConfigError, match="handed over is not quantised"):
+        train(
+            wanted, out=tmp_path / "out", given=Given(model=model, tokenizer=AutoTokenizer.from_pretrained(small_model))
+        )
     assert not (tmp_path / "out").exists()

@@ -1,9 +1,14 @@
 """What is said of vLLM follows from the adapter's own configuration, before and after training."""
 
 import pytest
+import torch
+from tests.models import tiny
 
+from frisket.adapt.methods import attach
 from frisket.recipe import Recipe
+from frisket.run import make_plan
 from frisket.run.serving import LORA_RANKS, expected_config, serving_of
+from frisket.watch import Silent
 
 PLAIN = {"peft_type": "LORA", "r": 8, "target_modules": ["q_proj"], "bias": "none"}
 
@@ -64,17 +69,49 @@ def test_a_whole_model_is_served_as_it_is():
     assert "serves the model as it is: vllm serve 'my runs/model'" in serving_of(None).line("base", "my runs")
 
 
+def adapter(adapt: dict, *, family: str = "llama", added: tuple[int, ...] = (), **changes) -> dict | None:
+    """What a plan expects of the adapter's configuration."""
+    method = Recipe.model_validate({"adapt": adapt}).adapt
+    with torch.device("meta"):
+        model = tiny(family, torch.float32, **changes)
+    try:
+        attach(method, model, torch.Generator().manual_seed(0), added)
+    except (NotImplementedError, RuntimeError):
+        return expected_config(method, None)
+    return expected_config(method, model)
+
+
 @pytest.mark.parametrize(
-    ("adapt", "model", "merge"),
+    ("adapt", "model", "reason"),
     [
-        ({"method": "lora"}, {}, False),
-        ({"method": "lora", "dora": True}, {}, True),
-        ({"method": "lora"}, {"add_tokens": ["<a>"]}, True),
-        ({"method": "ia3"}, {}, True),
-        ({"method": "peft", "peft_type": "vera"}, {}, True),
-        ({"method": "full"}, {}, False),
+        ({"method": "lora"}, {}, None),
+        ({"method": "lora", "dora": True}, {}, "no DoRA"),
+        ({"method": "lora"}, {"added": (3, 4)}, "no rows of added tokens"),
+        ({"method": "lora", "where": ["all-linear", "experts"]}, {"family": "qwen3_moe"}, "expert tensors"),
+        ({"method": "ia3"}, {}, "not IA3"),
+        ({"method": "ln_tuning"}, {}, "not LN_TUNING"),
+        ({"method": "peft", "peft_type": "vera"}, {}, "not VERA"),
+        ({"method": "peft", "peft_type": "lora"}, {}, None),
+        ({"method": "peft", "peft_type": "LORA", "options": {"r": 513}}, {}, "rank 513"),
+        ({"method": "peft", "peft_type": "LORA", "options": {"use_dora": True}}, {}, "no DoRA"),
+        ({"method": "full"}, {}, None),
     ],
 )
-def test_the_plan_says_it_before_training(adapt, model, merge):
-    recipe = Recipe.model_validate({"adapt": adapt, "model": model})
-    assert serving_of(expected_config(recipe)).needs_merge == merge
+def test_the_plan_says_it_before_training(adapt, model, reason):
+    serving = serving_of(adapter(adapt, **model))
+    assert serving.needs_merge == (reason is not None)
+    assert (reason or "") in "; ".join(serving.reasons)
+
+
+def test_the_plan_speaks_of_the_head():
+    serving = serving_of(adapter({"where": ["all-linear", "head"]}, tie_word_embeddings=False))
+    assert "LoRA on the head" in "; ".join(serving.notes)
+
+
+def test_a_plan_of_pefts_own_lora_is_made(small_model, tmp_path):
+    (tmp_path / "d.jsonl").write_text('{"prompt": "alpha", "completion": "beta"}\n' * 8)
+    given = {"model": {"path": str(small_model)}, "data": [{"path": str(tmp_path / "d.jsonl")}], "evaluate": "off"}
+    adapt = {"method": "peft", "peft_type": "LORA", "options": {"r": 24}}
+    plan = make_plan(Recipe.model_validate({**given, "adapt": adapt}), watcher=Silent())
+    assert "--max-lora-rank 32 " in dict(plan.facts())["serve"]
+    assert plan.as_dict()["serving"]["max_lora_rank"] == 32

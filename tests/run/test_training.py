@@ -453,3 +453,27 @@ def test_updates_below_the_steps_of_the_bases_type_are_not_rounded_away(chats, t
     assert {tensor.dtype for tensor in written.values()} == {torch.float32}
     masters = load_file(tmp_path / "out" / "checkpoints" / "step-00000003" / "moving.safetensors")
     assert all(torch.equal(written[name], master) for name, master in masters.items() if name in written)
+
+
+@pytest.mark.parametrize("save_every", [0, 1])
+def test_ctrl_c_finishes_the_step_and_leaves_a_checkpoint(small_model, chats, tmp_path, capfd, save_every):
+    import os
+    import signal
+
+    wanted = recipe(small_model, chats, train={"save_every": save_every, "max_steps": 5})
+    whole = train(wanted, out=tmp_path / "whole")
+
+    def press(record) -> None:
+        if record.step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, out=tmp_path / "out", given=Given(on_step=press))
+    assert signal.getsignal(signal.SIGINT) is before
+    assert "Stopping after this step" in capfd.readouterr().err
+    assert checkpoint.complete(tmp_path / "out")[-1].name == "step-00000003"
+    again = train(wanted, out=tmp_path / "out", resume=True)
+    assert again["steps"] == whole["steps"] > 3
+    first, second = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "out"))
+    assert first.read_bytes() == second.read_bytes()

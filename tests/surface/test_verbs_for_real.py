@@ -59,8 +59,8 @@ def test_train_leaves_a_whole_folder(run_folder):
 
 def test_plan_and_view(chats, capsys, tmp_path):
     plan = told(capsys, ["plan", "--model", "bundled", "--data", str(chats), *SMALL])
-    assert plan["samples"] == 59
-    assert plan["held_out"] == 1
+    assert plan["samples"] == 52
+    assert plan["held_out"] == 8
     assert plan["model"]["moving"] == 286_720
     page = tmp_path / "deep" / "view.html"
     told(capsys, ["view", "--model", "bundled", "--data", str(chats), "--out", str(page)])

@@ -25,6 +25,7 @@ class Answer:
         who: ``tuned`` or ``base``.
         begin: starts the answer.
         most: ``max_new_tokens``, for saying that it was reached.
+        is_whole: nobody stopped it.
     """
 
     who: str
@@ -32,6 +33,7 @@ class Answer:
     most: int
     text: str = ""
     status: str = ""
+    is_whole: bool = False
 
     def make(self, show: Callable[[str], None]) -> None:
         """Make the answer, handing on each piece; Ctrl-C ends it where it is."""
@@ -47,6 +49,7 @@ class Answer:
             pieces.close()
         self.text = reply.text
         self.status = _status(reply, self.most)
+        self.is_whole = reply.ended != "stopped"
 
 
 def show_answers(console: Console, answers: Sequence[Answer]) -> None:

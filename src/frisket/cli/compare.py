@@ -53,9 +53,13 @@ def command(
 
 def show(result: Mapping[str, Any], console: Console) -> None:
     """Print a comparison: a line for each arm and measure."""
+    from frisket.report.compare_page import verdicts_told
+
     for each in result["unequal"]:
         console.print(Text(f"unequal budgets, nothing is judged: {each}", style="yellow"))
     console.print(_measures(result))
+    if told := verdicts_told(result):
+        console.print(Text(f"  {told}\n", style="dim"))
     console.print(_costs(result))
     for each in result.get("failed") or ():
         console.print(Text(f"failed   {each['folder']}: {each['error']}", style="red"))

@@ -133,21 +133,23 @@ def _add_rows(table: Table, name: str, entry: Mapping, first_only: bool = False)
     before, after = entry.get("before") or {}, entry.get("after") or {}
     found = [key for key, value in {**before, **after}.items() if _is_number(value)]
     found.sort(key=lambda key: key != "exact_match")
-    samples = f"{entry['samples']:,}" if "samples" in entry else ""
+    units, of_all = entry.get("units") or {}, entry.get("samples")
     for measure in found[:1] if first_only else found:
+        samples = units.get(measure, of_all)
         what = _MEASURES.get(measure, measure.replace("bits_per_character", "bits/character").replace("_", " "))
-        table.add_row(name, what, samples, *_measured(before, measure), *_measured(after, measure))
-        name = samples = ""
+        told = "" if samples is None else f"{samples:,}"
+        table.add_row(name, what, told, *_measured(before, measure), *_measured(after, measure))
+        name, of_all = "", None
 
 
 def _measured(values: Mapping, measure: str) -> tuple[str, str]:
-    """A value and its interval."""
+    """A value and its interval; of too few samples there is none."""
     value, interval = values.get(measure), values.get(f"{measure}_interval")
     if not _is_number(value):
         return "–", ""
     is_share = measure == "exact_match"
     ends = [f"{100 * end:.1f}" if is_share else figure(end) for end in interval or ()]
-    return percent(value) if is_share else figure(value), "–".join(ends)
+    return percent(value) if is_share else figure(value), "–".join(ends) or "no interval"
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

@@ -82,22 +82,25 @@ def _write_checked(out: Path, text: str) -> None:
 def _screen(migration: "Migration", facts: Mapping[str, Any]) -> "Group":
     """One line a key, in the order of the file; then the counts, what to look at, and the next command."""
     from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        table.add_column(overflow="fold")
     for key, answer in migration.answers.items():
         colour = _COLOURS.get(answer.outcome, "dim")
-        table.add_row(Text(f"  {key}"), Text(answer.outcome, style=colour), Text(answer.text))
+        table.add_row(Text(key), Text(answer.outcome, style=colour), Text(answer.text))
     if migration.assumed:
-        table.add_row(Text(f"  what {migration.tool.title} does where the file is silent:", style="dim"))
+        table.add_row(Text(f"what {migration.tool.title} does where the file is silent:", style="dim"))
     for key, answer in migration.assumed.items():
-        table.add_row(Text(f"  {key}", style="dim"), Text(answer.outcome, style="dim"), Text(answer.text))
+        table.add_row(Text(key, style="dim"), Text(answer.outcome, style="dim"), Text(answer.text))
     counts = ", ".join(f"{count} {outcome}" for outcome, count in migration.counts.items() if count)
     lines: list[Any] = [Text(f"{migration.tool.title}, {len(migration.answers)} keys: {counts}", style="bold")]
     lines += [Text(f"  look at: {check}", style="yellow") for check in migration.checks]
     lines.append(Text(f"Written: {facts['recipe']}\n  frisket plan {facts['recipe']}\n  {facts['next']}"))
-    return Group(table, *lines)
+    return Group(Padding.indent(table, 2), *lines)
 
 
 def _next(out: Path, flags: Mapping[str, str]) -> str:

@@ -17,7 +17,7 @@ COMMANDS = {
     "/reset": "begin anew; the system message stays",
     "/system": "/system TEXT sets the system message, /system alone removes it",
     "/undo": "take back the last question and its answer",
-    "/again": "answer the last question once more, with the next seed",
+    "/again": "answer the last question once more, with the next seed; needs --temperature above 0",
     "/help": "this list",
     "/quit": "end; so does Ctrl-D",
 }
@@ -26,10 +26,15 @@ ALIASES = {"/new": "/reset", "/exit": "/quit"}
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and what each side answered."""
+    """A question and what each side answered.
+
+    Attributes:
+        is_whole: no answer was stopped.
+    """
 
     question: str
     answers: Mapping[str, str]
+    is_whole: bool
 
 
 class Talk:
@@ -111,12 +116,16 @@ class Talk:
         if not self._turns:
             self._screen.say("  nothing has been asked yet")
             return
+        if once_more and self._settings.temperature == 0 and self._turns[-1].is_whole:
+            self._screen.say(
+                "  not asked again: at temperature 0 the answer is always the same\n"
+                "  Begin a chat that varies: frisket generate RUN --chat --temperature 0.8"
+            )
+            return
         last = self._turns.pop()
         if not once_more:
             self._screen.say(f"  taken back; {len(self._turns)} questions before it stay")
             return
-        if self._settings.temperature == 0:
-            self._screen.say("  at temperature 0 the answer is always the same: start with --temperature 0.8")
         if not self._ask(last.question, self._attempt + 1):
             self._turns.append(last)
 
@@ -131,7 +140,8 @@ class Talk:
             self._screen.warn(str(error))
             return False
         self._attempt = attempt
-        self._turns.append(Turn(question, {answer.who: answer.text for answer in answers}))
+        is_whole = all(answer.is_whole for answer in answers)
+        self._turns.append(Turn(question, {answer.who: answer.text for answer in answers}, is_whole))
         return True
 
     def _begin(self, side: str, question: str, settings: "GenerateSettings") -> Any:

@@ -119,7 +119,7 @@ def build(
         tokenizer: tokenizer of the model.
         context: longest sequence of the model in tokens; the limit of sources that give none.
         seed: of the hold-out.
-        hold_out_default: whether sources that say nothing hold out 2 %.
+        hold_out_default: whether sources that say nothing hold out ``hold_out.default_count``.
         check_of: what the caller finds wrong with the samples of each source.
         watcher: told of the progress.
         records: for each source its records, where Python code has them, or None.

@@ -9,8 +9,10 @@ from frisket.data.settings import SourceSettings
 from frisket.errors import ConfigError
 
 DEFAULT_SHARE = 0.02
+DEFAULT_LEAST = 8
 DEFAULT_MOST = 200
-_WORTHWHILE = 20  # samples from which on at least one is held out
+_LARGEST_SHARE = 4  # of few samples at most a quarter is held out, even where that is less than ``DEFAULT_LEAST``
+_WORTHWHILE = 20  # samples from which on something is held out
 
 
 def held_out_samples(
@@ -27,7 +29,7 @@ def held_out_samples(
         source_of: source of each sample.
         group_of: samples of one group (made of one record) are held out together or not at all.
         seed: of the choice.
-        by_default: whether 2 % (at most 200) of the sources that say nothing are held out.
+        by_default: whether of the sources that say nothing ``default_count`` samples are held out.
 
     Raises:
         ConfigError: a source would be held out as a whole.
@@ -47,9 +49,22 @@ def held_out_samples(
     if by_default:
         silent = [index for index, settings in enumerate(sources) if settings.hold_out is None]
         samples = np.flatnonzero(np.isin(source_of, silent))
-        count = min(DEFAULT_MOST, _count(DEFAULT_SHARE, len(samples)))
+        count = default_count(len(samples))
         chosen.append(_choose(samples, group_of, count, np.random.SeedSequence([seed, 0])))
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
+
+
+def default_count(samples: int) -> int:
+    """How many of so many samples are held out unless something else is said: 2 %, at least 8, at most 200.
+
+    One or two say nothing about a run, so few samples give up to a quarter; fewer than 20 give none.
+
+    >>> [default_count(samples) for samples in (19, 20, 60, 1_000, 50_000)]
+    [0, 5, 8, 20, 200]
+    """
+    if samples < _WORTHWHILE:
+        return 0
+    return min(DEFAULT_MOST, max(round(DEFAULT_SHARE * samples), min(DEFAULT_LEAST, samples // _LARGEST_SHARE)))
 
 
 def _count(hold_out: float, samples: int) -> int:

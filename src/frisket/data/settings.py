@@ -58,7 +58,7 @@ class SourceSettings(Section):
     hold_out: Annotated[float | None, BeforeValidator(_off_is_false)] = knob(
         None,
         "share of the samples (below 1) or number of samples kept for evaluation; "
-        "default: 2 %, at most 200 in all, where `evaluate` names no learning set",
+        "default: 2 %, in all at least 8 and at most 200, where `evaluate` names no learning set",
         was=("val_size", "val_set_size", "test_size"),
         ge=0,
     )

@@ -37,7 +37,7 @@ class EvaluateSettings(Section):
     every: float = knob(
         0.25, "a share of the run below 1, or a number of steps; 0: before and after only", was=("eval_steps",), ge=0
     )
-    learning: tuple[LearningSettings, ...] | None = knob(None, "sets of the taught task; default: a hold-out of 2 %")
+    learning: tuple[LearningSettings, ...] | None = knob(None, "sets of the taught task; default: a hold-out")
     forgetting: tuple[ForgettingSettings, ...] = knob((ForgettingSettings(),), "sets of what was known")
     budget_seconds: float = knob(
         60.0, "longest evaluation before training; fewer samples are used, said so, where it would be longer", gt=0

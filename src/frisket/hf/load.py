@@ -15,7 +15,7 @@ import transformers
 from safetensors import SafetensorError
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from frisket import bundled
@@ -143,7 +143,17 @@ def load_prepared(settings: ModelSettings) -> tokens.Prepared:
         )
     if tokenizer.vocab_size == 0:
         raise ConfigError(f"{path!r}: the tokenizer that was loaded has an empty vocabulary.")
-    return tokens.prepare(tokenizer, settings)
+    return tokens.prepare(tokenizer, settings, ending_ids(settings))
+
+
+def ending_ids(settings: ModelSettings) -> tuple[int, ...]:
+    """Tokens at which generation stops, by the model's own files; none where they do not say."""
+    try:
+        config = GenerationConfig.from_pretrained(resolve_path(settings.path), revision=settings.revision or "main")
+    except (OSError, ValueError):
+        return ()
+    found = config.eos_token_id
+    return tuple(found) if isinstance(found, list) else () if found is None else (found,)
 
 
 def _tokenizer_class(path: str) -> Any:
@@ -204,6 +214,7 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
     """Put a model on our seam with its dropout at 0."""
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
+    quantised.compute_plainly(model)
     tokens.learn_padding_row(model)
     _set_experts(model)
     return model
@@ -271,16 +282,13 @@ def stored_dtype(settings: ModelSettings, model: PreTrainedModel | None) -> torc
     """Type of the base's weights as they are stored, or as they were handed over."""
     if model is not None:
         return model.dtype
-    declared = load_config(settings).dtype
-    if isinstance(declared, str):
-        declared = getattr(torch, declared)
-    return declared or torch.float32
+    return quantised.stored_type(load_config(settings))
 
 
 def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast every floating parameter; buffers stay (rotary frequencies need fp32)."""
+    """Cast every floating parameter; buffers stay (rotary frequencies need fp32), and so do 8-bit floats' codes."""
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dtype != dtype:
+        if parameter.is_floating_point() and parameter.element_size() > 1 and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
     _set_experts(model)
 

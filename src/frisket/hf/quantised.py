@@ -26,14 +26,27 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 from frisket.errors import ConfigError, UnsupportedError
 
 Load = Literal["none", "4bit", "8bit"]
+_BITSANDBYTES = "bitsandbytes"
 METHODS = ("lora", "ln_tuning")
 """Methods that were tried on quantised weights and come off again; PEFT cannot take IA3 off 4-bit layers."""
 
 
 def stored_as(config: Any) -> Load:
-    """How the model's own files are quantised by bitsandbytes."""
+    """How the model's own files are quantised by bitsandbytes.
+
+    Raises:
+        UnsupportedError: they are quantised by something else.
+    """
     stored = getattr(config, "quantization_config", None) or {}
     stored = stored if isinstance(stored, dict) else stored.to_dict()
+    by = stored.get("quant_method") or _BITSANDBYTES  # bitsandbytes' first files did not say
+    if by != _BITSANDBYTES:
+        by = str(getattr(by, "value", by))
+        wide = " in bf16" if by == "mxfp4" else ""
+        raise UnsupportedError(
+            f"model.path: the model's files are quantised with {by}; frisket trains on bitsandbytes' layers only.\n"
+            f"Give a checkpoint of the same model{wide} that is not quantised: model.path=…"
+        )
     if stored.get("load_in_4bit"):
         return "4bit"
     return "8bit" if stored.get("load_in_8bit") else "none"
@@ -53,8 +66,32 @@ def refuse_method(load: Load, config: Any, method: str) -> None:
     raise UnsupportedError(f"{given}: adapt.method = {method} {why}.\nUse adapt.method=lora, or {fix}.")
 
 
+def refuse_given(load: Load, model: nn.Module) -> None:
+    """Refuse to believe that a model that was handed over is quantised as the recipe says.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    kinds = {layer.weight.dtype for layer in quantised_layers(model).values()}
+    found = "8bit" if torch.int8 in kinds else "4bit" if kinds else "none"
+    if load not in ("none", found):
+        raise ConfigError(
+            f"model.load = {load}: the model that was handed over is {'not' if found == 'none' else found} quantised, "
+            "and frisket quantises only what it loads itself.\nUse model.load=none, or give model.path and no model."
+        )
+
+
+def stored_type(config: Any) -> torch.dtype:
+    """Type that the model's files declare; fp32 where they declare none."""
+    declared = config.dtype
+    return (getattr(torch, declared) if isinstance(declared, str) else declared) or torch.float32
+
+
 def options_of(load: Load, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """The type, and what else ``from_pretrained`` is told of quantised layers.
+
+    Codes depend on the type that weights are quantised from, so that is the stored one, whatever is computed in: a
+    base in fp32, trained in bf16 and merged in fp32, would have two sets of codes.
 
     Raises:
         ConfigError: the files are quantised already, and otherwise.
@@ -75,27 +112,31 @@ def options_of(load: Load, config: Any, dtype: torch.dtype, device: torch.device
             f"model.load = {load}: bitsandbytes has nothing for device {device}; it knows {', '.join(sorted(known))}.\n"
             "Use model.load=none."
         )
-    dtype = torch.float32 if dtype == torch.float64 else dtype  # bitsandbytes has no fp64
-    asked = {"dtype": dtype, "device_map": {"": device}}
+    dtype, before = (torch.float32 if t == torch.float64 else t for t in (dtype, stored_type(config)))  # it has no fp64
+    placing = {"device_map": {"": device}}
     if stored != "none":
-        return asked
+        return placing | {"dtype": dtype}
     four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True, "bnb_4bit_compute_dtype": dtype}
     config = BitsAndBytesConfig(load_in_4bit=load == "4bit", load_in_8bit=load == "8bit", **four)
-    return asked | {"quantization_config": config}
+    return placing | {"dtype": before, "quantization_config": config}
 
 
 def placed(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """The model on its device, its quantised layers with a forward of our own."""
-    layers = quantised_layers(model)
-    if not layers:
+    if not quantised_layers(model):
         return model.to(device)  # pyright: ignore[reportArgumentType]
-    for layer in layers.values():
-        # The class alone decides the forward; PEFT looks for bitsandbytes' class, of which ours is one.
-        layer.__class__ = _plain_class(type(layer))
+    compute_plainly(model)
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
     return model
+
+
+def compute_plainly(model: nn.Module) -> None:
+    """Give quantised layers a forward of our own, in place."""
+    for layer in quantised_layers(model).values():
+        # The class alone decides the forward; PEFT looks for bitsandbytes' class, of which ours is one.
+        layer.__class__ = _plain_class(type(layer))
 
 
 def quantised_layers(model: nn.Module) -> dict[str, nn.Linear]:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from frisket.data.chat import BUILT_IN, load_template
 from frisket.errors import ConfigError
 from frisket.hf.settings import ModelSettings
 
@@ -34,16 +35,17 @@ class Prepared:
     lines: tuple[str, ...] = ()
 
 
-def prepare(tokenizer: Any, settings: ModelSettings) -> Prepared:
+def prepare(tokenizer: Any, settings: ModelSettings, ends: Collection[int] = ()) -> Prepared:
     """Add the recipe's tokens to a tokenizer and settle what it pads with; the tokenizer itself is changed.
 
+    Args:
+        ends: tokens at which the model stops, beside the tokenizer's end token.
+
     Raises:
-        ConfigError: a token is empty, or given twice.
+        ConfigError: a token is empty, or given twice; a built-in template does not fit the tokenizer.
     """
     added, lines = _add(tokenizer, settings.add_tokens)
-    template = Path(settings.template).expanduser() if settings.template else None
-    text = template.read_text(encoding="utf-8") if template is not None and template.is_file() else ""
-    padding = _settle_padding(tokenizer, text)
+    padding = _settle_padding(tokenizer, _template_text(settings.template, tokenizer), ends)
     return Prepared(tokenizer, added, (*lines, *([padding] if padding else [])))
 
 
@@ -62,26 +64,37 @@ def _add(tokenizer: Any, wanted: Sequence[str]) -> tuple[tuple[int, ...], list[s
     return ids, lines
 
 
-def _settle_padding(tokenizer: Any, template: str) -> str | None:
-    """Choose a padding token that ends nothing, where the tokenizer's own is missing or is its end token.
+def _template_text(choice: str | None, tokenizer: Any) -> str:
+    """Source of the chosen template; empty for the tokenizer's own, or where the file is not there any more."""
+    if choice in BUILT_IN:
+        return load_template(choice, tokenizer).text
+    file = Path(choice).expanduser() if choice else None
+    return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
+
+
+def _settle_padding(tokenizer: Any, template: str, ends: Collection[int]) -> str | None:
+    """Choose a padding token that ends nothing, where the tokenizer's own is missing, ends a text or a turn.
 
     Training needs none (padding is known by its segment), but other tools leave every padding token out of the loss:
     with one that is the end token as well, what they train on this run's result never learns to stop.
     """
     was = tokenizer.pad_token
-    if was is not None and was != tokenizer.eos_token:
+    written = json.dumps(template or tokenizer.chat_template or "", ensure_ascii=False)
+    stops = {tokenizer.eos_token, *tokenizer.convert_ids_to_tokens(sorted(ends))}
+    if was is not None and was not in stops and was not in written:
         return None
-    tokenizer.pad_token = chosen = _unused(tokenizer, template)
-    why = "the tokenizer has none" if was is None else f"{was} ends the text as well"
+    tokenizer.pad_token = chosen = _unused(tokenizer, template, stops)
+    ending = "ends the text" if was in stops else "is written by the chat template"
+    why = "the tokenizer has none" if was is None else f"{was} {ending} as well"
     return f"padding: {why}; {f'now {chosen}' if chosen else 'left without one, since no token is free for it'}"
 
 
-def _unused(tokenizer: Any, template: str) -> str | None:
+def _unused(tokenizer: Any, template: str, stops: Collection[str]) -> str | None:
     """The first special token that nothing uses, else the unknown token, else None."""
     known = tokenizer.added_tokens_decoder
     specials = [known[place].content for place in sorted(known) if known[place].special]
     written = template + json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
-    others = {tokenizer.bos_token, tokenizer.eos_token}
+    others = {tokenizer.bos_token, *stops}
     candidates = [token for token in _PADDING if token in specials]
     candidates += [token for token in specials if _UNUSED.search(token)]
     candidates += [token for token in [tokenizer.unk_token] if token]

@@ -5,12 +5,26 @@ from typing import Any
 from frisket.migrate import convert as to
 from frisket.migrate import sources, weights
 from frisket.migrate.axolotl_other import OTHER
-from frisket.migrate.table import Answer, Draft, Row, Tool, default, lacking, mapped, rows, says_nothing, unneeded
+from frisket.migrate.table import (
+    Answer,
+    Draft,
+    Row,
+    Tool,
+    default,
+    default_for,
+    lacking,
+    mapped,
+    rows,
+    says_nothing,
+    unneeded,
+)
 from frisket.migrate.trainer import TRAINER
 
 _STEP = to.step(("micro_batch_size", 1), ("gradient_accumulation_steps", 1), ("sequence_len", 512), "sample_packing")
 _ARITHMETIC = "micro_batch_size × gradient_accumulation_steps × sequence_len"
 _ALREADY_SEPARATE = "attend.arrangement: auto packs, samples kept apart"
+_FOUR_BITS = "model.load: 4bit is NF4 with double quantisation"
+_SHUFFLED = "all sources are shuffled together"
 _LOSS_IN_PIECES = "the loss never holds all logits at once (supervise.chunk_tokens)"
 
 
@@ -48,8 +62,11 @@ def _pretraining(draft: Draft, path: str, value: Any) -> Answer:
 def _reference_batch(draft: Draft, path: str, value: Any) -> Answer:
     if draft.get("gradient_accumulation_steps") is not None:
         return Answer("not needed", "micro_batch_size × gradient_accumulation_steps says it")
-    tokens = int(to.number(value)) * int(to.number(draft.get("sequence_len", 512)))
-    return draft.put("train.step_tokens", tokens, f"{value} samples × {draft.get('sequence_len', 512)} sequence_len")
+    samples, longest = int(to.number(value)), int(to.number(draft.get("sequence_len", 512)))
+    sum_ = f"{samples:,} samples × {longest:,} sequence_len"
+    if says_nothing(draft.get("sample_packing")):
+        return to.unpacked(draft, samples, longest, sum_)
+    return draft.put("train.step_tokens", samples * longest, sum_)
 
 
 _WEIGHTS: dict[str, Row] = {
@@ -75,7 +92,11 @@ _WEIGHTS: dict[str, Row] = {
     **rows("loraplus_lr_ratio loraplus_lr_embedding embedding_lr embedding_lr_scale", lacking("one rate for all")),
     **rows("lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel", unneeded("a kernel, not a setting")),
     **rows("peft_autocast_adapter_dtype lora_on_cpu qlora_sharded_model_loading", unneeded("own handling of types")),
-    **rows("bnb_config_kwargs bnb_config_kwargs.*", default("model.load: 4bit is NF4 with double quantisation")),
+    "bnb_config_kwargs.bnb_4bit_quant_type": default_for(("nf4",), _FOUR_BITS, "a 4-bit base is NF4 (model.load=4bit)"),
+    "bnb_config_kwargs.bnb_4bit_use_double_quant": default_for(
+        (True,), _FOUR_BITS, "a 4-bit base is quantised twice, always (model.load=4bit)"
+    ),
+    **rows("bnb_config_kwargs bnb_config_kwargs.*", default(_FOUR_BITS)),
     **rows("merge_lora merge_method", unneeded("frisket export OUT --to merged")),
     "unfrozen_parameters": mapped("adapt.where", weights.unfrozen, "simple expressions become patterns"),
     **rows("freeze_mm_modules", unneeded("text models only")),
@@ -102,7 +123,8 @@ _MODEL: dict[str, Row] = {
     "tokens.*": default("the tokenizer's own special tokens"),
     "special_tokens": default("the tokenizer's own special tokens; padding is never taught and never seen"),
     "special_tokens.additional_special_tokens": mapped("model.add_tokens", to.add_tokens),
-    "special_tokens.*": default("the tokenizer's own special tokens; padding is never taught and never seen"),
+    "special_tokens.pad_token": default("padding is never taught and never seen"),
+    "special_tokens.*": mapped("model.add_tokens", to.special_token, "where the tokenizer lacks it"),
     **rows(
         "added_tokens_overrides added_tokens_overrides.*", lacking("tokens are added, not replaced: model.add_tokens")
     ),
@@ -134,7 +156,9 @@ _DATA: dict[str, Row] = {
     **rows("datasets[].field_human", mapped("data.N.prompt", sources.of_entry("prompt"))),
     **rows("datasets[].field_model", mapped("data.N.completion", sources.of_entry("completion"))),
     "datasets[].ds_type": default("the kind of file is known by its name"),
-    "datasets[].field_tools": default("tools are found in a column `tools`"),
+    "datasets[].field_tools": Row(
+        "default", "tools are found in a column `tools`", "", sources.renamed(("tools",), "the tools' column")
+    ),
     **rows(
         "datasets[].message_field_role datasets[].message_property_mappings.role",
         Row("default", "the role is found under role or from", "", sources.renamed(("role", "from"), "the role")),
@@ -153,12 +177,18 @@ _DATA: dict[str, Row] = {
             sources.renamed(("reasoning_content", "reasoning", "thinking"), "reasoning"),
         ),
     ),
-    **rows("datasets[].roles.* datasets[].roles", default("user, assistant, system, tool, human, gpt are known")),
+    "datasets[].roles.*": Row("default", "user, assistant, system, tool, human, gpt are known", "", sources.role_names),
+    "datasets[].roles": default("user, assistant, system, tool, human, gpt are known"),
     "datasets[].roles_to_train": mapped("data.N.supervise.roles", sources.roles_to_train),
     **rows("datasets[].train_on_eos datasets[].train_on_eot", mapped("data.N.supervise.rules", sources.train_on_end)),
-    **rows(
-        "datasets[].message_field_training datasets[].message_field_training_detail",
-        default("weight, train or loss of a message decides what it teaches"),
+    "datasets[].message_field_training": Row(
+        "default",
+        "train, loss or weight of a message decides what it teaches",
+        "",
+        sources.renamed(("train", "loss", "weight"), "whether a message teaches"),
+    ),
+    "datasets[].message_field_training_detail": Row(
+        "not supported", "a message teaches whole: data.N.supervise.rules", "", sources.training_detail
     ),
     **rows(
         "datasets[].chat_template datasets[].chat_template_jinja datasets[].conversation",
@@ -198,7 +228,8 @@ _DATA: dict[str, Row] = {
         " skip_prepare_dataset is_preprocess preprocess_iterable",
         unneeded("tokens are kept in a store by themselves (FRISKET_CACHE)"),
     ),
-    **rows("shuffle_merged_datasets shuffle_before_merging_datasets", default("all sources are shuffled together")),
+    "shuffle_merged_datasets": default_for((True,), _SHUFFLED, "all sources are shuffled together, by train.seed"),
+    "shuffle_before_merging_datasets": default(_SHUFFLED),
     **rows("curriculum_sampling", lacking("the order is shuffled by train.seed")),
     "dataset_exact_deduplication": lacking("the same sample twice is trained twice: take it out of the file"),
     **rows("dataset_shard_num dataset_shard_idx num_dataset_shards_to_save", lacking("data.N.limit cuts a source")),
@@ -246,10 +277,13 @@ _TRAIN: dict[str, Row] = {
     "auto_resume_from_checkpoints": mapped("--resume", to.resume),
     **rows(
         "attn_implementation flash_attention xformers_attention sdp_attention flex_attention sage_attention"
-        " eager_attention flash_optimum s2_attention flash_attn_rms_norm gemma4_hybrid_attn_impl"
+        " eager_attention flash_optimum flash_attn_rms_norm gemma4_hybrid_attn_impl"
         " large_head_attention flash_attn_d512 sdpa_varlen fused_attn_kernel flex_attn_compile_kwargs"
         " flex_attn_compile_kwargs.*",
         default("attend.backend: auto; every arrangement is checked against the model's own forward"),
+    ),
+    "s2_attention": lacking(
+        "shifted sparse attention hides tokens from each other: a shorter data.N.max_tokens instead"
     ),
     **rows(
         "flash_attn_cross_entropy cut_cross_entropy chunked_cross_entropy chunked_cross_entropy_num_chunks"

@@ -12,6 +12,7 @@ PAGED = {"paged_adamw", "paged_adamw_32bit"}
 ADAMW_8BIT = {"adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8bit"}
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 WITH_FLOOR = {"cosine_with_min_lr", "cosine_warmup_with_min_lr"}
+FLOORS = {"min_lr", "min_lr_rate"}
 TYPES = {
     "bfloat16": "bf16",
     "bf16": "bf16",
@@ -154,10 +155,32 @@ def schedule(draft: Draft, path: str, value: Any) -> Answer:
         draft.put("train.warmup", 0, "the plain constant schedule has no warm-up")
     if name in SCHEDULES:
         return draft.put("train.schedule", SCHEDULES[name])
-    if name in WITH_FLOOR:
+    if name in WITH_FLOOR and _floor_of(draft):
         return draft.put("train.schedule", "cosine", "its floor is train.final_rate")
+    if name in WITH_FLOOR:
+        draft.put("train.schedule", "cosine", f"{name} without its floor")
+        return Answer("not supported", f"{name}: lr_scheduler_kwargs names no floor; give it: train.final_rate=0.1")
     draft.put("train.schedule", "cosine", f"instead of {name}, which frisket lacks")
     return Answer("not supported", f"{name}: the recipe has train.schedule: cosine (there are linear, constant too)")
+
+
+def _floor_of(draft: Draft) -> set[str]:
+    options = draft.get("lr_scheduler_kwargs")
+    return FLOORS & set(options) if isinstance(options, Mapping) else set()
+
+
+def floor(draft: Draft, path: str, value: Any) -> Answer:
+    """The lowest rate of a cosine, as a share of the peak (``min_lr_rate``) or as a rate (``min_lr``)."""
+    name = str(draft.get("lr_scheduler_type", draft.get("lr_scheduler")))
+    if name not in WITH_FLOOR:
+        return Answer("not needed", f"the schedule {name} has no floor")
+    if path.endswith(".min_lr_rate"):
+        return draft.put("train.final_rate", number(value))
+    peak = draft.knobs.get("train.learning_rate")
+    if peak is None:
+        return Answer("not supported", "a rate, and the file gives no peak to divide it by: train.final_rate=0.1")
+    share = round(number(value) / peak, 6)
+    return draft.put("train.final_rate", share, f"min_lr {shown(value)} of a peak of {peak:g}")
 
 
 def warmup(draft: Draft, path: str, value: Any) -> Answer:
@@ -216,7 +239,7 @@ def length(too_long: str) -> Convert:
 
     def convert(draft: Draft, path: str, value: Any) -> Answer:
         if value is None or number(value) <= 1:
-            return Answer("default", "the model's context is the limit")
+            return Answer("default", "the model's context is the limit, and a longer sample is an error")
         tokens = int(number(value))
         draft.put("attend.row_tokens", tokens)
         action = draft.get("excess_length_strategy", too_long)
@@ -241,23 +264,41 @@ def step(micro: tuple[str, int], accumulated: tuple[str, int], longest: tuple[st
         sum_ = " × ".join(
             f"{count:,} {name}" for count, (name, _) in zip(counts, (micro, accumulated, longest), strict=True)
         )
-        samples, tokens = counts[0] * counts[1], counts[0] * counts[1] * counts[2]
         if counts[0] > 1:
             draft.put("attend.micro_rows", counts[0])
         if not says_nothing(draft.get(packed, draft.get("stage") == "pt")):  # LLaMA-Factory packs raw text unasked
-            return draft.put("train.step_tokens", tokens, sum_)
-        mean = mean_tokens([path for knob, path in draft.knobs.items() if re.fullmatch(r"data\.\d+\.path", knob)])
-        if mean is None:
-            draft.check(
-                f"train.step_tokens = {tokens:,} is the most that {samples:,} unpacked samples a step can hold. "
-                f"frisket plan prints the mean sample; {samples:,} times that makes steps as before."
-            )
-            return draft.put("train.step_tokens", tokens, sum_)
-        estimate = samples * min(round(mean), counts[2])
-        comment = f"{samples:,} samples, unpacked, × about {round(mean):,} tokens (4 characters each; see frisket plan)"
-        return draft.put("train.step_tokens", max(1, estimate), comment)
+            return draft.put("train.step_tokens", counts[0] * counts[1] * counts[2], sum_)
+        return unpacked(draft, counts[0] * counts[1], counts[2], sum_)
 
     return convert
+
+
+def unpacked(draft: Draft, samples: int, longest: int | None, sum_: str = "") -> Answer:
+    """The size of a step of whole samples: so many times the mean of local files, else the most they can hold.
+
+    Args:
+        longest: tokens that no sample is longer than; None: the file sets no limit.
+        sum_: the arithmetic of the most.
+    """
+    mean = mean_tokens([path for knob, path in draft.knobs.items() if re.fullmatch(r"data\.\d+\.path", knob)])
+    as_before = f"frisket plan prints the mean sample; {samples:,} times that makes steps as before."
+    if mean is None and longest is None:
+        draft.check(f"train.step_tokens: the file counts {samples:,} samples a step, of any length. {as_before}")
+        return Answer("default", f"train.step_tokens: auto; the file counts {samples:,} samples of any length")
+    if mean is None:
+        tokens = samples * (longest or 1)
+        draft.check(
+            f"train.step_tokens = {tokens:,} is the most that {samples:,} unpacked samples a step can hold. {as_before}"
+        )
+        return draft.put("train.step_tokens", tokens, sum_)
+    each = min(round(mean), longest or round(mean))
+    tokens = max(1, samples * each)
+    draft.check(
+        f"train.step_tokens = {tokens:,} is an estimate: 4 characters a token, without the chat template's own tokens. "
+        f"{as_before}"
+    )
+    comment = f"{samples:,} samples, unpacked, × about {each:,} tokens (4 characters each; see frisket plan)"
+    return draft.put("train.step_tokens", tokens, comment)
 
 
 def every(knob: str, strategy: str, per_epoch: str = "") -> Convert:
@@ -346,7 +387,20 @@ def add_tokens(draft: Draft, path: str, value: Any) -> Answer:
     """Tokens that the tokenizer gets, with rows of their own."""
     if says_nothing(value):
         return Answer("default", "no tokens are added")
-    return draft.put("model.add_tokens", words(value))
+    known = draft.knobs.get("model.add_tokens", [])
+    return draft.put("model.add_tokens", list(dict.fromkeys([*known, *words(value)])))
+
+
+def special_token(draft: Draft, path: str, value: Any) -> Answer:
+    """A special token by its part (``eos_token``): added where the tokenizer lacks it."""
+    if says_nothing(value):
+        return Answer("default", "the tokenizer's own")
+    if path.endswith("eos_token"):
+        draft.check(
+            f"{path}: {value} is added where the tokenizer lacks it; it ends a taught turn only where the chat "
+            "template writes it: model.template=my.jinja, and frisket view shows the rendering."
+        )
+    return add_tokens(draft, path, [value])
 
 
 def fixed(knob: str, setting: Any) -> Convert:

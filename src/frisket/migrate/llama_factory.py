@@ -11,6 +11,7 @@ from frisket.migrate.table import (
     Row,
     Tool,
     default,
+    default_for,
     lacking,
     mapped,
     refused,
@@ -29,6 +30,18 @@ _STAGES = {
     "rm": "training of a reward model",
     "ppo": "reinforcement learning (PPO)",
 }
+
+
+_FOUR_BITS = "model.load: 4bit is NF4 with double quantisation, through bitsandbytes"
+_SPELLED = "a special token that the data spells stays text; only the template writes special ones"
+_REASONING = "reasoning in the data is rendered as the template does"
+_NAMED_TEMPLATE = to.template({"chatml": "chatml"}, frozenset())
+
+
+def _template(draft: Draft, path: str, value: Any) -> Answer:
+    if draft.get("stage") == "pt":
+        return Answer("not needed", "raw text has no template")
+    return _NAMED_TEMPLATE(draft, path, value)
 
 
 def _stage(draft: Draft, path: str, value: Any) -> Answer:
@@ -62,8 +75,11 @@ def _loss(draft: Draft, path: str, value: Any) -> Answer:
 
 
 def _global_batch(draft: Draft, path: str, value: Any) -> Answer:
-    tokens = int(to.number(value)) * int(to.number(draft.get("cutoff_len", 2048)))
-    return draft.put("train.step_tokens", tokens, f"{value} samples × {draft.get('cutoff_len', 2048)} cutoff_len")
+    samples, longest = int(to.number(value)), int(to.number(draft.get("cutoff_len", 2048)))
+    sum_ = f"{samples:,} samples × {longest:,} cutoff_len"
+    if says_nothing(draft.get("packing")):
+        return to.unpacked(draft, samples, longest, sum_)
+    return draft.put("train.step_tokens", samples * longest, sum_)
 
 
 def _micro_batch(draft: Draft, path: str, value: Any) -> Answer:
@@ -86,14 +102,22 @@ _METHOD: dict[str, Row] = {
     **rows("lora_alpha peft_config.lora_alpha", mapped("adapt.alpha", weights.rank_number("adapt.alpha"))),
     **rows(
         "lora_dropout module_dropout peft_config.lora_dropout",
-        Row("not supported", "no dropout: evaluate.stop_after, train.weight_decay", "", to.no_dropout),
+        Row(
+            "not supported",
+            "no dropout: evaluate.stop_after, train.weight_decay",
+            "",
+            weights.of_lora(to.no_dropout),
+        ),
     ),
     **rows("lora_target peft_config.target_modules", mapped("adapt.where", weights.of_lora(weights.targets))),
     "oft_target": mapped("adapt.where", weights.targets),
     "oft_block_size": mapped("adapt.options.oft_block_size"),
     "oft_rank": mapped("adapt.options.r"),
-    "use_rslora": mapped("adapt.rslora", to.switch("adapt.rslora", True, "adapt.rslora: false")),
-    "use_dora": mapped("adapt.dora", to.switch("adapt.dora", True, "adapt.dora: false")),
+    **rows(
+        "use_rslora peft_config.use_rslora",
+        mapped("adapt.rslora", to.switch("adapt.rslora", True, "adapt.rslora: false")),
+    ),
+    **rows("use_dora peft_config.use_dora", mapped("adapt.dora", to.switch("adapt.dora", True, "adapt.dora: false"))),
     **rows("loraplus_lr_ratio loraplus_lr_embedding", lacking("one rate for both factors: train.learning_rate")),
     **rows(
         "pissa_init pissa_iter pissa_convert", lacking("PiSSA: the adapter begins at zero change, LoRA as published")
@@ -104,7 +128,11 @@ _METHOD: dict[str, Row] = {
         lacking("layers by count: name them, adapt.method=full adapt.where={layers: 30-31}"),
     ),
     **rows(
-        "additional_target create_new_adapter adapter_name_or_path adapter_folder peft_config.adapter_name_or_path",
+        "additional_target peft_config.modules_to_save",
+        lacking("LoRA moves its factors only: adapt.method=full where whole modules must move"),
+    ),
+    **rows(
+        "create_new_adapter adapter_name_or_path adapter_folder peft_config.adapter_name_or_path",
         lacking("a run begins at a base model: export the adapter merged, and give that as model.path"),
     ),
     **rows(
@@ -142,32 +170,31 @@ _MODEL: dict[str, Row] = {
     **rows("model_name_or_path model", mapped("model.path")),
     "model_revision": mapped("model.revision"),
     "trust_remote_code": mapped("model.remote_code", to.switch("model.remote_code", True, "model.remote_code: false")),
-    "template": mapped(
-        "model.template", to.template({"chatml": "chatml"}, frozenset({"default"})), "chatml is built in"
-    ),
+    "template": mapped("model.template", _template, "chatml is built in"),
     "custom_chat_template": mapped("model.template", to.template({}, frozenset())),
     **rows("quantization_bit quant_config.quantization_bit", mapped("model.load", weights.quantization_bit, "4, 8")),
-    **rows(
-        "quantization_method quantization_type double_quantization quantization_device_map quant_config.name"
-        " quant_config",
-        default("model.load: 4bit is NF4 with double quantisation, through bitsandbytes"),
+    "quantization_type": default_for(("nf4",), _FOUR_BITS, "a 4-bit base is NF4 (model.load=4bit)"),
+    "double_quantization": default_for(
+        (True,), _FOUR_BITS, "a 4-bit base is quantised twice, always (model.load=4bit)"
     ),
+    **rows("quantization_method quantization_device_map quant_config.name quant_config", default(_FOUR_BITS)),
     **rows(
         "add_tokens", mapped("model.add_tokens", to.add_tokens, "as special tokens, which only the template writes")
     ),
     **rows("add_special_tokens", mapped("model.add_tokens", to.add_tokens)),
+    "split_special_tokens": default_for((True,), _SPELLED, _SPELLED),
     "resize_vocab": default("the embedding grows where tokens are added"),
     **rows(
         "new_special_tokens_config init_special_tokens", lacking("rows of new tokens begin at the mean of the others")
     ),
     **rows(
-        "cache_dir use_fast_tokenizer low_cpu_mem_usage split_special_tokens offload_folder print_param_status"
-        " download_dir device_map",
+        "cache_dir use_fast_tokenizer low_cpu_mem_usage offload_folder print_param_status download_dir device_map",
         unneeded("the model is loaded in the usual way"),
     ),
     **rows("hf_hub_token ms_hub_token om_hub_token", unneeded("the hub's own login is used")),
     "rope_scaling": lacking("the context is the model's own; longer samples are split or cut (data.N.too_long)"),
-    **rows("flash_attn shift_attn", default("attend.backend: auto; checked against the model's own forward")),
+    "flash_attn": default("attend.backend: auto; checked against the model's own forward"),
+    "shift_attn": lacking("shifted sparse attention hides tokens from each other: a shorter data.N.max_tokens instead"),
     **rows("use_unsloth use_unsloth_gc enable_liger_kernel use_v1_kernels use_kv_cache", unneeded("own fast paths")),
     "moe_aux_loss_coef": lacking("a router's own loss is left out"),
     **rows(
@@ -186,7 +213,9 @@ _MODEL: dict[str, Row] = {
         " video_fps video_maxlen use_audio_in_video audio_sampling_rate media_dir",
         refused("training on images, video or sound"),
     ),
-    **rows("model_class", default("causal language models")),
+    "model_class": default_for(
+        ("llm",), "causal language models", "frisket trains the language model, with its own head and on text"
+    ),
     **rows("init_config init_config.* kernel_config kernel_config.*", unneeded("the model is loaded in the usual way")),
     **rows("infer_dtype compute_dtype", unneeded("train.compute decides")),
     **rows("fp8 fp8_backend fp8_enable_fsdp_float8_all_gather", lacking("types: train.compute=bf16, fp16, fp32")),
@@ -216,7 +245,8 @@ _DATA: dict[str, Row] = {
         unneeded("data is tokenised once; padding is never taught"),
     ),
     **rows("tool_format", default("tools are written by the model's own template")),
-    **rows("enable_thinking preserve_thinking", default("reasoning in the data is rendered as the template does")),
+    "enable_thinking": default_for((True,), _REASONING, f"{_REASONING}; change it with model.template"),
+    "preserve_thinking": default_for((False,), _REASONING, f"{_REASONING}; change it with model.template"),
     "predict_with_generate": lacking("evaluate.learning.0.metric=exact_match generates answers"),
 }
 _REST: dict[str, Row] = {
@@ -294,9 +324,14 @@ LLAMA_FACTORY_1 = replace(
     title="LLaMA-Factory (version 1)",
     defaults={
         "peft_config.name": "full",
+        "peft_config.r": 8,
+        "peft_config.lora_alpha": 16,
+        "peft_config.lora_dropout": 0.05,
         "cutoff_len": 2048,
         "micro_batch_size": 1,
         "learning_rate": 1e-4,
+        "lr_scheduler_config.name": "constant",
+        "optim_config.wd": 0.01,
         "num_train_epochs": 3,
     },
 )

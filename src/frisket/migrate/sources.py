@@ -16,12 +16,39 @@ _PLAIN_TYPES = {
     "completion": {"format": "text"},
     "pretrain": {"format": "text"},
     "alpaca": {"format": "alpaca", "render": "alpaca"},
-    "alpaca_chat": {"format": "alpaca", "render": "alpaca"},
+    "alpaca_chat.load_qa": {"prompt": "question", "completion": "answer"},
+    "alpaca_chat.load_camel_ai": {"prompt": "message_1", "completion": "message_2"},
     "chat_template": {},
     "sharegpt": {"format": "sharegpt"},
     "input_output": None,
 }
+KNOWN_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt", "function_call", "tool_call"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response"), "tool"),
+}
+"""Names of roles that are read, as `frisket.data` has them; it lies above this module."""
 _COLUMNS = {"prompt": "prompt", "response": "completion", "messages": "messages"}
+
+_FIXED_COLUMNS = {
+    "query": "input",
+    "history": "history",
+    "system": "system",
+    "tools": "tools",
+    "chosen": "chosen",
+    "rejected": "rejected",
+}
+_TAGS = {
+    "role_tag": ("from", "role"),
+    "content_tag": ("value", "content"),
+    "user_tag": ("human", "user"),
+    "assistant_tag": ("gpt", "assistant", "model", "bot", "chatgpt"),
+    "observation_tag": ("observation", "tool", "function", "ipython", "tool_response"),
+    "function_tag": ("function_call", "tool_call"),
+    "system_tag": ("system", "developer"),
+}
+"""Columns and names inside a message of ``dataset_info.json``, with what is read here."""
 
 
 def entry_index(path: str) -> int:
@@ -71,8 +98,10 @@ def entry_type(draft: Draft, path: str, value: Any) -> Answer:
     """Axolotl's ``datasets[].type``: which columns are read, and how they are written as text."""
     index, name = entry_index(path), str(value)
     base = re.split(r"[.:]", name)[0]
-    knobs = _PLAIN_TYPES.get(base)
-    if knobs is None:
+    knobs = _PLAIN_TYPES.get(name, _PLAIN_TYPES.get(base))
+    if knobs is None or base == "alpaca_chat":
+        for knob, column in (knobs or {}).items():
+            draft.put(f"data.{index}.{knob}", column)
         draft.check(
             f"data.{index}: the prompt wording of type {name!r} is not known here; look at frisket view, and convert "
             "the file to messages where it differs."
@@ -110,6 +139,7 @@ def renamed(usual: tuple[str, ...], what: str) -> Convert:
     def convert(draft: Draft, path: str, value: Any) -> Answer:
         if says_nothing(value) or str(value) in usual:
             return Answer("default", f"{what} is found under {' or '.join(usual)}")
+        draft.check(f"data.{entry_index(path)}: {what} stands under {value!r}; rename it in the data to {usual[0]!r}.")
         return Answer("not supported", f"{what} under {value!r}: rename it in the data to {usual[0]!r}")
 
     return convert
@@ -141,6 +171,25 @@ def train_on_end(draft: Draft, path: str, value: Any) -> Answer:
         draft.put(f"data.{index}.supervise.rules", rule)
         return Answer("mapped", f"data.{index}.supervise.rules: end_of_turn weighs 0")
     return Answer("not supported", f"{value!r}: taught turns end taught; change it with data.{index}.supervise.rules")
+
+
+def role_names(draft: Draft, path: str, value: Any) -> Answer:
+    """Axolotl's ``roles``: names of a role in the data, which frisket knows by itself or not at all."""
+    role = path.rpartition(".")[2]
+    others = [name for name in words(value) if KNOWN_ROLES.get(name.lower()) != KNOWN_ROLES.get(role, "")]
+    if not others:
+        return Answer("default", "these names of roles are known")
+    draft.check(f"data.{entry_index(path)}: the role {role} is called {shown(others)} in the data; rename it there.")
+    return Answer("not supported", f"{shown(others)}: rename in the data to one of {', '.join(KNOWN_ROLES)}"[:120])
+
+
+def training_detail(draft: Draft, path: str, value: Any) -> Answer:
+    """Axolotl's spans of characters in a message that teach."""
+    if says_nothing(value):
+        return Answer("default", "nothing is given")
+    index = entry_index(path)
+    draft.check(f"data.{index}: {value} marks what teaches by characters; here a message teaches whole or not at all.")
+    return Answer("not supported", f"spans by character: a message teaches whole, data.{index}.supervise.rules")
 
 
 def trl_dataset(draft: Draft, path: str, value: Any) -> Answer:
@@ -208,8 +257,23 @@ def _named_set(draft: Draft, index: int, name: str, found: tuple[Mapping[str, An
         raise BadValueError(f"names {name}, which has {media[0]}; frisket trains on text")
     if entry.get("formatting", "alpaca") == "alpaca" and not entry.get("ranking"):
         _alpaca_columns(draft, here, name, columns)
+    elif entry.get("formatting", "alpaca") == "alpaca":
+        draft.put(f"{here}.prompt", columns.get("prompt", "instruction"))
     elif "messages" in columns and columns["messages"] not in ("messages", "conversations"):
         draft.put(f"{here}.messages", columns["messages"])
+    _names_not_read(draft, here, name, columns, entry.get("tags", {}))
+
+
+def _names_not_read(draft: Draft, here: str, name: str, columns: Mapping[str, Any], tags: Mapping[str, Any]) -> None:
+    """A check line for each column, and each name inside a message, that is read under other names only."""
+    for key, usual in _FIXED_COLUMNS.items():
+        if columns.get(key, usual) not in (usual, None):
+            draft.check(f"{here}: {name} has its {key} in column {columns[key]!r}; rename it to {usual!r}.")
+    if draft.knobs.get(f"{here}.format") == "alpaca" and columns.get("tools"):
+        draft.check(f"{here}: {name} has tools beside instructions; they are read beside messages only.")
+    for key, usual in _TAGS.items():
+        if tags.get(key, usual[0]) not in (*usual, None):
+            draft.check(f"{here}: {name} has {key} {tags[key]!r}; rename it in the data to {usual[0]!r}.")
 
 
 def _alpaca_columns(draft: Draft, here: str, name: str, columns: Mapping[str, Any]) -> None:
@@ -217,12 +281,10 @@ def _alpaca_columns(draft: Draft, here: str, name: str, columns: Mapping[str, An
     if draft.get("stage") == "pt":
         draft.put(f"{here}.text", chosen.get("prompt", "text"))
         return
-    if columns and "query" not in columns and {"prompt", "completion"} <= set(chosen):
+    if columns and not {"query", "history"} & set(columns) and {"prompt", "completion"} <= set(chosen):
         for knob, column in chosen.items():
             draft.put(f"{here}.{knob}", column)
         return
     draft.put(f"{here}.format", "alpaca")
-    if columns.get("query", "input") != "input":
-        draft.check(f"{here}: {name} has its input in column {columns['query']!r}; rename it to 'input'.")
     for knob, column in chosen.items():
         draft.put(f"{here}.{knob}", column)

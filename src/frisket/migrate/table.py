@@ -4,7 +4,7 @@ Only plain values here: the recipe's loader reads these tables to answer unknown
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,7 +27,7 @@ class Row(NamedTuple):
     Attributes:
         outcome: the answer where the key says something; a value that says nothing (null, false) is a default.
         text: the knob, where mapped, else the reason and what to do instead.
-        note: how the value is converted, where it is not taken over as it is.
+        note: how the value is converted, where it is not taken over as it is; for a default, the values it is for.
         convert: writes into the draft and answers.
         refused: the whole file is refused where this key says something.
     """
@@ -104,6 +104,8 @@ class Tool:
         version: the release, or the commit of its main branch, whose keys the table was held against.
         rows: key → row; ``a[].b`` is a key of the entries of a list, ``a.*`` everything below ``a``.
         defaults: what the tool does where the file is silent and frisket would do otherwise.
+        null_says: keys where an explicit null is a value of its own, not the default.
+        older_names: key of ``defaults`` → its former name, which says it too.
     """
 
     name: str
@@ -111,6 +113,8 @@ class Tool:
     version: str
     rows: Mapping[str, Row]
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    null_says: frozenset[str] = frozenset()
+    older_names: Mapping[str, str] = field(default_factory=dict)
 
     def row_name(self, path: str) -> str | None:
         """The key of the row of a key in a file: its own, or that of what it lies below."""
@@ -137,6 +141,19 @@ def mapped(knob: str, convert: Convert | None = None, note: str = "") -> Row:
 def default(reason: str) -> Row:
     """A key that asks for what frisket does anyway."""
     return Row("default", reason)
+
+
+def default_for(values: Collection[Any], reason: str, otherwise: str) -> Row:
+    """A key that asks for what frisket does anyway with these values, and with others for what it does not do.
+
+    Args:
+        otherwise: what holds for other values, and what to do instead.
+    """
+
+    def convert(draft: Draft, path: str, value: Any) -> Answer:
+        return Answer("default", reason) if value in values else Answer("not supported", f"{shown(value)}: {otherwise}")
+
+    return Row("default", reason, " or ".join(map(shown, values)), convert)
 
 
 def unneeded(reason: str) -> Row:

@@ -1,13 +1,16 @@
 """Keys of Hugging Face's TrainingArguments, which TRL and LLaMA-Factory share."""
 
 from frisket.migrate import convert as to
-from frisket.migrate.table import Row, default, lacking, mapped, rows, unneeded
+from frisket.migrate.table import Row, default, default_for, lacking, mapped, rows, unneeded
 
 ONE_DEVICE = "one device a run: for memory take model.load=4bit, train.recompute=all or a smaller attend.row_tokens"
 CHECKPOINTS = "checkpoints hold what moves, with the optimizer: frisket train … --resume goes on to the byte"
-NO_SENDING = "nothing is sent anywhere: upload OUT yourself"
+NO_SENDING = "nothing is sent while training: frisket export OUT --push user/name sends the result"
 FILES = "every step is in metrics.jsonl and timings.jsonl; the screen shows it"
 READING = "data is tokenised once, into a store; no loader processes are needed"
+BEST_BY_LOSS = "the loss of the learning set in evaluate.watch decides, the lowest"
+SMALL_STEP = "the last, smaller step of an epoch is taken, divided by its own weight"
+BY_LENGTH = "rows are filled by length within a step; the order of samples is train.seed's"
 MEASURED = "frisket evaluates before, during and after by itself (evaluate.every)"
 
 TRAINER: dict[str, Row] = {
@@ -22,7 +25,14 @@ TRAINER: dict[str, Row] = {
     "max_steps": mapped("train.max_steps", to.max_steps),
     "learning_rate": mapped("train.learning_rate", to.as_number("train.learning_rate")),
     "lr_scheduler_type": mapped("train.schedule", to.schedule, "others than cosine, linear, constant become cosine"),
-    **rows("lr_scheduler_kwargs", lacking("schedules have no options but train.final_rate and train.warmup")),
+    **rows(
+        "lr_scheduler_kwargs.min_lr_rate lr_scheduler_kwargs.min_lr",
+        mapped("train.final_rate", to.floor, "under cosine_with_min_lr; min_lr divided by the learning rate"),
+    ),
+    **rows(
+        "lr_scheduler_kwargs lr_scheduler_kwargs.*",
+        lacking("schedules have no options but train.final_rate and train.warmup"),
+    ),
     **rows("warmup_ratio warmup_steps", mapped("train.warmup", to.warmup, "a share below 1, else steps")),
     "optim": mapped("train.optimizer", to.optimizer, "*_8bit → adamw-8bit; paging is dropped; others → adamw"),
     "optim_args": lacking("AdamW's options are train.betas, train.epsilon, train.weight_decay"),
@@ -67,9 +77,10 @@ TRAINER: dict[str, Row] = {
     ),
     "per_device_eval_batch_size": unneeded("evaluate.batch_tokens counts tokens; it changes no result"),
     "load_best_model_at_end": mapped("evaluate.keep", to.switch("evaluate.keep", "best", "evaluate.keep: last")),
-    **rows(
-        "metric_for_best_model greater_is_better", default("the loss of the learning set in evaluate.watch decides")
+    "metric_for_best_model": default_for(
+        ("loss", "eval_loss"), BEST_BY_LOSS, "the loss of the learning set in evaluate.watch decides instead"
     ),
+    "greater_is_better": default_for((False,), BEST_BY_LOSS, "the lowest loss of evaluate.watch is the best"),
     **rows(
         "logging_steps logging_strategy logging_first_step logging_dir logging_nan_inf_filter log_level"
         " log_level_replica log_on_each_node disable_tqdm include_num_input_tokens_seen include_tokens_per_second",
@@ -90,11 +101,11 @@ TRAINER: dict[str, Row] = {
         " dataloader_in_order dataloader_multiprocessing_context remove_unused_columns",
         unneeded(READING),
     ),
-    "dataloader_drop_last": default("the last, smaller step of an epoch is taken, divided by its own weight"),
-    **rows(
-        "train_sampling_strategy group_by_length length_column_name",
-        default("rows are filled by length within a step; the order of samples is train.seed's"),
+    "dataloader_drop_last": default_for((False,), SMALL_STEP, SMALL_STEP),
+    "train_sampling_strategy": default_for(
+        ("random", "group_by_length"), BY_LENGTH, "the order is shuffled by train.seed"
     ),
+    **rows("group_by_length length_column_name", default(BY_LENGTH)),
     "average_tokens_across_devices": default("the loss of a step is a sum divided once, by all its taught tokens"),
     **rows(
         "deepspeed deepspeed.* fsdp fsdp.* fsdp_config fsdp_config.* fsdp_min_num_params"
@@ -103,10 +114,11 @@ TRAINER: dict[str, Row] = {
     ),
     **rows(
         "ddp_backend ddp_bucket_cap_mb ddp_find_unused_parameters ddp_broadcast_buffers ddp_static_graph ddp_timeout"
-        " local_rank accelerator_config accelerator_config.* auto_find_batch_size tpu_num_cores use_legacy"
+        " local_rank accelerator_config accelerator_config.* tpu_num_cores use_legacy"
         " tp_size mp_parameters",
         unneeded("one device a run"),
     ),
+    "auto_find_batch_size": lacking("rows stay as given; frisket plan forecasts the memory: smaller attend.row_tokens"),
     **rows(
         "torch_compile torch_compile_backend torch_compile_mode torch_compile_options", lacking("nothing is compiled")
     ),

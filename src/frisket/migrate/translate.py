@@ -61,21 +61,32 @@ def translate(file: Path, named: str | None = None) -> Migration:
     tool = tool_of(file, given.keys, named or given.tool)
     draft = Draft(given.keys, file.parent)
     values = dict(leaves(given.keys))
-    silent = {key: value for key, value in tool.defaults.items() if values.get(key) is None and key not in given.keys}
-    silent |= {key: value for key, value in tool.defaults.items() if key in values and values[key] is None}
+    silent = {key: value for key, value in tool.defaults.items() if _is_silent(tool, given.keys, values, key)}
     _refuse_other_jobs(file, tool, values)
     found = _converted(file, tool, draft, {**values, **silent})
     for key in given.twice:
         draft.check(f"{key} is given twice in {file.name}; as the tool does, the last one is taken.")
     if not draft.sources():
         draft.check("the file names no data: frisket train … --data chats.jsonl")
+    elif "hold_out" not in draft.shared:
+        draft.check(
+            f"data.0.hold_out: {tool.title} trains on every sample; frisket holds out 2 % (8 to 200) to measure "
+            "what is learnt. As before: data.0.hold_out=0"
+        )
     if "model.path" not in draft.knobs:
         draft.check("the file names no model: frisket train … --model Qwen/Qwen3-0.6B")
-    assumed = {key: found[key] for key in silent}
+    assumed = {key: found[key] for key in silent if found[key].outcome != "not needed"}
     answers = {key: found[key] if key not in silent else _null(key, value) for key, value in values.items()}
     knobs = {**draft.knobs, **_shared(draft)}
     comments = {**draft.comments, **_assumed_comments(tool, assumed, draft)}
     return Migration(file, tool, answers, assumed, knobs, comments, tuple(draft.checks), draft.flags)
+
+
+def _is_silent(tool: Tool, given: Mapping[str, Any], values: Mapping[str, Any], key: str) -> bool:
+    """Whether a file leaves a key to the tool's default: it is missing, or null where null means just that."""
+    if key in values:
+        return values[key] is None and key not in tool.null_says
+    return key not in given and tool.older_names.get(key) not in values
 
 
 def _converted(file: Path, tool: Tool, draft: Draft, values: Mapping[str, Any]) -> dict[str, Answer]:
@@ -102,7 +113,7 @@ def _answer(tool: Tool, draft: Draft, key: str, value: Any) -> Answer:
     if row is None:
         near = nearest(key, tool.rows)
         return Answer("unknown", "unknown to this version of frisket" + (f"; a slip of {near}?" if near else ""))
-    if value is None:
+    if value is None and key not in tool.null_says:
         return _null(key, value)
     if row.convert is not None:
         return row.convert(draft, key, value)

@@ -10,6 +10,7 @@ from frisket.migrate.table import (
     Row,
     Tool,
     default,
+    default_for,
     lacking,
     mapped,
     refused,
@@ -20,13 +21,51 @@ from frisket.migrate.table import (
 from frisket.migrate.trainer import ONE_DEVICE, TRAINER
 
 _STEP = to.step(("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1), ("max_length", 1024), "packing")
+FOUR_BITS = "model.load: 4bit is NF4, nested"
 _ARITHMETIC = "batch size × accumulation × max_length"
 
 
+_STEP_OLD = to.step(
+    ("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1), ("max_seq_length", 1024), "packing"
+)
+
+
+def _step(draft: Draft, path: str, value: Any) -> Answer:
+    if "max_seq_length" in draft.given:
+        return _STEP_OLD(draft, path, value)
+    if draft.given.get("max_length", 0) is not None:
+        return _STEP(draft, path, value)
+    counts = [
+        int(to.number(draft.get(name, usual)))
+        for name, usual in (("per_device_train_batch_size", 8), ("gradient_accumulation_steps", 1))
+    ]
+    if counts[0] > 1:
+        draft.put("attend.micro_rows", counts[0])
+    return to.unpacked(draft, counts[0] * counts[1], None)
+
+
 def _packing_strategy(draft: Draft, path: str, value: Any) -> Answer:
-    if value == "wrapped" and not says_nothing(draft.get("packing")):
+    if value in ("wrapped", "bfd_split", "bfd-requeue") and not says_nothing(draft.get("packing")):
+        split = draft.share("too_long", "split", f"{value}: what does not fit is split, not cut off")
+        if value != "wrapped":
+            return split
         return draft.put("attend.arrangement", "mask-free", "wrapped: samples in a row see each other")
     return Answer("default", "attend.arrangement: auto packs, samples kept apart")
+
+
+def _truncation_mode(draft: Draft, path: str, value: Any) -> Answer:
+    if value == "keep_start":
+        return Answer("default", "data.N.too_long: truncate keeps the start")
+    draft.check(f"truncation_mode {value}: the recipe keeps the start of a longer sample, so other tokens are trained.")
+    return Answer("not supported", f"{value}: data.N.too_long=truncate keeps the start; split keeps all")
+
+
+def _nested(draft: Draft, path: str, value: Any) -> Answer:
+    if says_nothing(draft.get("load_in_4bit")):
+        return Answer("not needed", "the file loads nothing in 4 bits")
+    if value is True:
+        return Answer("default", FOUR_BITS)
+    return Answer("not supported", "false: a 4-bit base is NF4 with nested quantisation, always (model.load=4bit)")
 
 
 def _loss_type(draft: Draft, path: str, value: Any) -> Answer:
@@ -63,20 +102,32 @@ _MODEL: dict[str, Row] = {
     ),
     "lora_r": mapped("adapt.rank", weights.rank_number("adapt.rank")),
     "lora_alpha": mapped("adapt.alpha", weights.rank_number("adapt.alpha")),
-    "lora_dropout": Row("not supported", "no dropout: evaluate.stop_after, train.weight_decay", "", to.no_dropout),
+    "lora_dropout": Row(
+        "not supported",
+        "no dropout: evaluate.stop_after, train.weight_decay",
+        "",
+        weights.of_lora(to.no_dropout),
+    ),
     "lora_target_modules": mapped("adapt.where", weights.of_lora(weights.targets), "names become patterns"),
     "lora_target_parameters": mapped("adapt.where", weights.of_lora(weights.target_parameters), "beside the layers"),
     "lora_modules_to_save": lacking("LoRA moves its factors only: adapt.method=full where whole modules must move"),
-    "lora_task_type": default("causal language modelling"),
+    "lora_task_type": default_for(
+        ("CAUSAL_LM",), "causal language modelling", "frisket trains causal language models only"
+    ),
     "use_rslora": mapped("adapt.rslora", to.switch("adapt.rslora", True, "adapt.rslora: false")),
     "use_dora": mapped("adapt.dora", to.switch("adapt.dora", True, "adapt.dora: false")),
     "load_in_4bit": mapped("model.load", weights.quantised("4bit")),
     "load_in_8bit": mapped("model.load", weights.quantised("8bit")),
-    **rows("bnb_4bit_quant_type use_bnb_nested_quant bnb_4bit_quant_storage", default("4bit is NF4, nested")),
+    "bnb_4bit_quant_type": default_for(("nf4",), FOUR_BITS, "a 4-bit base is NF4 (model.load=4bit)"),
+    "use_bnb_nested_quant": Row("default", FOUR_BITS, "true", _nested),
+    "bnb_4bit_quant_storage": unneeded("a type for sharding over devices"),
     **rows(
         "model_init_kwargs model_init_kwargs.*", lacking("the model is loaded as its configuration says: model.path")
     ),
-    **rows("router_aux_loss_coef output_router_logits", lacking("a router's own loss is left out")),
+    **rows(
+        "router_aux_loss_coef output_router_logits",
+        lacking("the loss that balances a mixture's router is left out, so a router that moves may become lopsided"),
+    ),
 }
 _DATA: dict[str, Row] = {
     "dataset_name": mapped("data.0.path", sources.trl_dataset),
@@ -93,14 +144,16 @@ _DATA: dict[str, Row] = {
     "dataset_text_field": mapped("data.0.text", sources.trl_text_field),
     **rows("dataset_kwargs dataset_kwargs.* dataset_num_proc dataset_batch_size", unneeded("data is tokenised once")),
     **rows("max_length max_seq_length", mapped("data.N.max_tokens", to.length("truncate"), "and attend.row_tokens")),
-    "truncation_mode": default("data.N.too_long: truncate keeps the start"),
+    "truncation_mode": Row("default", "data.N.too_long: truncate keeps the start", "keep_start", _truncation_mode),
     "shuffle_dataset": default("the order is shuffled by train.seed"),
     "chat_template_path": mapped("model.template", to.template({}, frozenset())),
     "eos_token": default("the token that ends a turn is the template's, found in its rendering"),
     "pad_token": default("padding is never taught and never seen"),
-    **rows("per_device_train_batch_size gradient_accumulation_steps", mapped("train.step_tokens", _STEP, _ARITHMETIC)),
+    **rows("per_device_train_batch_size gradient_accumulation_steps", mapped("train.step_tokens", _step, _ARITHMETIC)),
     **rows("packing eval_packing padding_free", default("attend.arrangement: auto packs, samples kept apart")),
-    "packing_strategy": mapped("attend.arrangement", _packing_strategy, "wrapped: mask-free; others: auto"),
+    "packing_strategy": mapped(
+        "attend.arrangement", _packing_strategy, "wrapped: mask-free; wrapped and bfd_split: too_long: split"
+    ),
     "pad_to_multiple_of": unneeded("rows are as long as what they hold"),
     "completion_only_loss": mapped("supervise.policy", _completion_only, "false: all"),
     "assistant_only_loss": Row(
@@ -124,10 +177,16 @@ TRL = Tool(
         "use_peft": False,
         "assistant_only_loss": False,
         "max_length": 1024,
+        "lora_alpha": 32,
+        "lora_dropout": 0.05,
+        "use_bnb_nested_quant": False,
+        "router_aux_loss_coef": "as the model's configuration has it, for a mixture of experts",
         "per_device_train_batch_size": 8,
         "learning_rate": 2e-5,
         "lr_scheduler_type": "linear",
         "warmup_steps": 0,
         "num_train_epochs": 3.0,
     },
+    null_says=frozenset({"max_length"}),
+    older_names={"max_length": "max_seq_length"},
 )

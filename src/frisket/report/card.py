@@ -82,7 +82,7 @@ def _row(name: str, entry: Mapping, measure: Measure) -> list[str]:
     for side in (measure.before, measure.after):
         interval = measure.interval(side)
         sides.append(f"{measure.shown(side)} ({interval})" if interval else measure.shown(side))
-    interval = measure.change_interval
+    interval = measure.change_interval or measure.without_interval
     change = f"{measure.change} ({interval})" if interval else measure.change
     return [name, plain(entry.get("samples")), measure.label, *sides, change]
 

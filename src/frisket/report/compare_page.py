@@ -32,8 +32,26 @@ def compare_page(title: str, result: Mapping[str, Any]) -> str:
         measures=names,
         rows=[[cell(arm, name) for name in names] for arm in result["arms"]],
         plots=[draw(name, result["arms"]) for name in names],
+        judged=verdicts_told(result),
         failed=result.get("failed") or [],
     )
+
+
+def verdicts_told(result: Mapping[str, Any]) -> str:
+    """How many comparisons were judged, and what chance alone makes of so many; or why none was.
+
+    >>> verdicts_told({"judged": 12, "unequal": [], "arms": []})
+    '12 comparisons, each at 95 %: were all arms equal, about 0.6 would still read better or worse.'
+    """
+    made = result["judged"]
+    if made:
+        each = f"{count(made)} comparison{'' if made == 1 else 's'}, each at 95 %"
+        return f"{each}: were all arms equal, about {figure(0.05 * made)} would still read better or worse."
+    if len(result["arms"]) < 2 or result["unequal"]:
+        return ""
+    if all(e["measure"] == "training_loss" for arm in result["arms"] for e in arm["measures"].values()):
+        return "Nothing was measured (evaluate=off): the loss of the last step is shown, and nothing is judged by it."
+    return "No verdict: that takes at least 3 seeds that both arms have. Train them: --seeds 3"
 
 
 def measure_names(arms: Sequence[Mapping]) -> list[str]:

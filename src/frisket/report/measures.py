@@ -37,6 +37,7 @@ class Measure:
         after: the same metric after training.
         difference: after minus before, on the same samples, with the paired interval.
         verdict: ``better``, ``worse``, or ``same`` where the paired interval holds 0; empty where it is not known.
+        units: samples, prompts or windows of text that it was measured on; None where the summary does not say.
     """
 
     metric: str
@@ -44,6 +45,7 @@ class Measure:
     after: Figure | None
     difference: Figure | None = None
     verdict: str = ""
+    units: int | None = None
 
     @property
     def more_is_better(self) -> bool:
@@ -72,13 +74,26 @@ class Measure:
 
     @property
     def sentence(self) -> str:
-        """What happened, for a person; empty where a side or the paired interval is missing."""
+        """What happened, for a person; empty where a side is missing, or the interval for no known reason."""
+        told = f"{self.label} {self.shown(self.before)} before, {self.shown(self.after)} after"
+        if self.change and self.without_interval:
+            return f"Measured: {told}; {self.without_interval}."
         if not (self.change and self.change_interval and self.verdict):
             return ""
-        told = f"{self.label} {self.shown(self.before)} before, {self.shown(self.after)} after"
         unit = " points" if self.more_is_better else ""
         change = f"the change is {self.change_interval}{unit} (95 %)"
         return f"{'No clear change' if self.verdict == 'same' else f'Clearly {self.verdict}'}: {told}; {change}."
+
+    @property
+    def without_interval(self) -> str:
+        """Why there is no interval, in words; empty where there is one, or the number of samples is not known.
+
+        >>> Measure("loss", None, Figure(2.0), units=1).without_interval
+        '1 sample: no interval'
+        """
+        if self.units is None or any(side and side.low is not None for side in (self.before, self.after)):
+            return ""
+        return f"{self.units} sample{'' if self.units == 1 else 's'}: no interval"
 
     def text(self, number: float) -> str:
         """A value of this metric as it is printed."""
@@ -109,8 +124,16 @@ def measures(entry: Mapping) -> list[Measure]:
     before, after, difference = (entry.get(side) or {} for side in ("before", "after", "difference"))
     names = [n for n in [*after, *(n for n in before if n not in after)] if not n.endswith(_INTERVAL)]
     names.sort(key=lambda n: _FIRST.index(n) if n in _FIRST else len(_FIRST))
+    units = entry.get("units") or {}
     found = [
-        Measure(n, _figure(before, n), _figure(after, n), _figure(difference, n), difference.get(f"{n}_verdict", ""))
+        Measure(
+            n,
+            _figure(before, n),
+            _figure(after, n),
+            _figure(difference, n),
+            difference.get(f"{n}_verdict", ""),
+            units.get(n, entry.get("samples")),
+        )
         for n in names
     ]
     return [m for m in found if m.before is not None or m.after is not None]

@@ -139,7 +139,8 @@ def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> 
         for m in panel.measures[:1]:
             before = m.shown(m.before) if m.before else ""
             verdict = m.verdict if m.more_is_better else ""
-            tiles.append(Tile(f"{panel.name}: {m.label}", m.shown(m.after), before, m.interval(m.after), verdict))
+            note = m.interval(m.after) or m.without_interval
+            tiles.append(Tile(f"{panel.name}: {m.label}", m.shown(m.after), before, note, verdict))
     speed = summary["rates"].get("real_tokens_per_second")
     if speed is not None:
         tiles.append(Tile("real tokens per second", count(speed), "", "padding never counts", ""))

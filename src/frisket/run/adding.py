@@ -1,5 +1,6 @@
 """The tokenizer of a run: added tokens, padding, chat template, and how others load an adapter that has new rows."""
 
+import copy
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 
 from frisket.data.chat import Template, load_template
 from frisket.data.dataset import Dataset
+from frisket.errors import ConfigError
 from frisket.hf import tokens
-from frisket.hf.load import load_prepared, load_tokenizer
+from frisket.hf.load import ending_ids, load_config, load_prepared, load_tokenizer
 from frisket.recipe import Recipe
 from frisket.run.folder import read_json
 from frisket.watch import Watcher
@@ -33,18 +35,31 @@ def tokenizer_of(recipe: Recipe, given: Any, config: Any, watcher: Watcher) -> t
     """The tokenizer with everything that is saved with it: added tokens, a padding token, the chat template.
 
     Args:
-        given: a tokenizer instead of the recipe's; it is changed.
+        given: a tokenizer instead of the recipe's; it stays as it is, so that the next run can have it too.
         config: the base's configuration, before anything grows.
     """
-    ready = load_prepared(recipe.model) if given is None else tokens.prepare(given, recipe.model)
+    if given is None:
+        ready = load_prepared(recipe.model)
+    else:
+        ready = tokens.prepare(copy.deepcopy(given), recipe.model, ending_ids(recipe.model))
     for line in ready.lines:
         watcher.say(f"tokens     {line}")
     chosen = load_template(recipe.model.template, ready.tokenizer)
     tokens.carry_template(ready.tokenizer, chosen.text, chosen.variables)
     watcher.say(f"template   {chosen.name}")
     needed = max(ready.added, default=-1) + 1
-    grows_to = needed if needed > config.get_text_config().vocab_size else None
+    grows_to = needed if needed and needed > _rows_of_files(recipe, config) else None
     return ready.tokenizer, chosen, Added(ready.added, grows_to)
+
+
+def _rows_of_files(recipe: Recipe, config: Any) -> int:
+    """Rows of the base's embedding as others load it; a model that was handed over may have grown in an earlier run."""
+    rows = config.get_text_config().vocab_size
+    try:
+        stored = load_config(recipe.model.model_copy(update={"path": config.name_or_path}))
+    except ConfigError:  # a model that was never in a file
+        return rows
+    return min(rows, stored.get_text_config().vocab_size)
 
 
 def stored_tokenizer(recipe: Recipe, folder: Path) -> tuple[Any, Template]:

@@ -17,6 +17,8 @@ from frisket.watch import Watcher
 def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) -> dict:
     """Measure base and adapter of a run on the recipe's sets, or on those of the overrides.
 
+    Of a run in stages it is the last one's recipe that says what is measured, and on what data.
+
     Writes ``OUT/evaluation.json``; the run's own ``summary.json`` stays what it was.
 
     Raises:
@@ -27,6 +29,8 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
         raise ConfigError(f"{folder} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {folder} --resume")
     refuse_full(folder)
     recipe = load_recipe(folder, overrides)
+    if recipe.stages:
+        recipe = recipe.stage(len(recipe.stages) - 1)
     prepared = prepare(recipe, watcher)
     device = load.device_of(recipe.model.device)
     compute = load.compute_type(recipe.train.compute, device)

@@ -128,6 +128,18 @@ def keep(out: Path, masters: Mapping[str, Tensor], evaluations: Seq[Mapping], wa
             shutil.rmtree(old)
 
 
+def recover(out: Path, masters: Mapping[str, Tensor], evaluations: Seq[Mapping], watch: str, done: int) -> None:
+    """Write the best step's weights where the run was stopped before they were, right after that step was measured.
+
+    Args:
+        masters: of the step that a resumed run begins with.
+        done: that step.
+    """
+    best = standing(evaluations, watch)
+    if best is not None and best.step == done and not (folder_of(out, done) / checkpoint.COMPLETE).exists():
+        keep(out, masters, evaluations, watch)
+
+
 def refuse_if_lost(out: Path, best: Standing | None) -> None:
     """Refuse to go on where the best step's weights were not kept.
 

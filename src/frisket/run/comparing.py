@@ -13,7 +13,7 @@ import numpy as np
 
 from frisket import __version__
 from frisket.errors import ConfigError, gather
-from frisket.evaluate.compare import Measure, intervals, verdict
+from frisket.evaluate.compare import is_known, t_interval, verdict
 from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
 from frisket.report.compare_page import compare_page
 from frisket.run.folder import SUMMARY, read_json
@@ -22,6 +22,12 @@ PAGE = "compare.html"
 SAME_TOKENS = 0.01
 """Training tokens that differ by less are called equal: the last step of a run is as full as it happens to be."""
 ENOUGH_SEEDS = 3
+_TRAINING_LOSS = "training loss"
+_MEASURES = {
+    "kl": "KL to the base",
+    "bits_per_character_prose": "bits per character, prose",
+    "bits_per_character_code": "bits per character, code",
+}
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,31 @@ class FinishedRun:
 
     @property
     def tokens(self) -> int:
-        """Flat tokens that it was trained on."""
-        return int(self.summary["tokens"]["flat"])
+        """Flat tokens that it was trained on, in all stages."""
+        return sum(int(stage["tokens"]["flat"]) for stage in self._stages)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps, in all stages."""
+        return sum(int(stage["steps"]) for stage in self._stages)
+
+    @property
+    def _stages(self) -> Sequence[Mapping[str, Any]]:
+        return self.summary.get("stages") or [self.summary]
 
     def measured(self) -> dict[str, dict[str, Any]]:
-        """After training: ``"hold-out loss" -> {"value", "interval", "measure"}``."""
+        """After training: ``"hold-out loss" -> {"value", "interval", "measure"}``; unmeasured, the training loss."""
         found = {}
         for section in ("learning", "forgetting"):
             for name, entry in (self.summary.get(section) or {}).items():
-                after = entry["after"]
-                for measure in (m for m in after if not m.endswith("_interval")):
-                    found[f"{name} {measure.replace('_', ' ')}"] = {
-                        "value": after[measure],
-                        "interval": after.get(f"{measure}_interval"),
+                for measure in (m for m in entry["after"] if not m.endswith("_interval")):
+                    found[_label(section, name, measure)] = {
+                        "value": entry["after"][measure],
+                        "interval": entry["after"].get(f"{measure}_interval"),
                         "measure": measure,
                     }
+        if not found and self.summary["loss"] is not None:
+            return {_TRAINING_LOSS: {"value": self.summary["loss"], "interval": None, "measure": "training_loss"}}
         return found
 
 
@@ -70,7 +86,7 @@ def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = Fa
         allow_unequal: compare runs of unequal budgets, saying what is unequal, instead of refusing.
 
     Returns:
-        ``{"arms": [...], "against": name, "unequal": [...], "page": path}``; see ``compared``.
+        ``{"arms": [...], "against": name, "unequal": [...], "judged": number, "page": path}``; see ``compared``.
 
     Raises:
         ConfigError: a folder without a finished run; fewer than two runs; unequal budgets.
@@ -116,20 +132,26 @@ def read_run(folder: Path, arm: str) -> FinishedRun:
 def unequal_budgets(runs: Sequence[FinishedRun]) -> list[str]:
     """What makes a comparison unfair, each in one line; empty where budgets are equal.
 
-    The base model, what is measured, and, seed by seed, the tokens of training. A hold-out is drawn from the training
-    data by the seed, so it is the same one only where both are.
+    The base model, what is measured, and the tokens of training: seed by seed, and where an arm shares none with the
+    first one, the median of each. A hold-out is drawn from the training data by the seed, so it is the same one only
+    where both are.
     """
     found = _differing(runs, "base model", lambda run: run.recipe.model.path)
     found += _differing(runs, "evaluation sets", _sets)
     for seed in sorted({run.seed for run in runs}):
         same = [run for run in runs if run.seed == seed]
-        counts = [run.tokens for run in same]
-        if max(counts) > (1 + SAME_TOKENS) * min(counts):
+        if not _are_same([run.tokens for run in same]):
             told = ", ".join(f"{run.arm} {run.tokens:,}" for run in same)
             found.append(f"training tokens with seed {seed}: {told}")
         if any(_holds_out(run) for run in same):
             found += _differing(same, "data that the hold-out is drawn from", lambda run: run.data)
     own = {arm: {run.seed for run in runs if run.arm == arm} for arm in dict.fromkeys(run.arm for run in runs)}
+    tokens = {arm: median(run.tokens for run in runs if run.arm == arm) for arm in own}
+    for arm in own:
+        pair = (tokens[runs[0].arm], tokens[arm])
+        if not own[runs[0].arm] & own[arm] and not _are_same(pair):
+            told = f"{runs[0].arm} {pair[0]:,.0f}, {arm} {pair[1]:,.0f}"
+            found.append(f"training tokens, no seed in common: {told}")
     if len(own) > 1 and not set.intersection(*own.values()) and any(map(_holds_out, runs)):
         told = ", ".join(f"{arm} {sorted(seeds)}" for arm, seeds in own.items())
         found.append(f"seeds, which draw the hold-out, none in common: {told}")
@@ -141,8 +163,9 @@ def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[s
 
     Each arm has its runs' medians over seeds and, for every measure, ``median``, ``interval`` (the range over seeds; of
     a single run its own bootstrap interval), ``by_seed``, and against the first arm ``difference`` (mean over the seeds
-    that both have), ``difference_interval`` (95 %, resampled seeds) and ``verdict``. With fewer than three common seeds
-    there is neither interval nor verdict; with three the interval is the range of their differences.
+    that both have), ``difference_interval`` (95 %, paired, Student's t over the seeds) and ``verdict``. With fewer than
+    three common seeds there is neither interval nor verdict. ``judged`` counts the verdicts: of equal arms one in 20 is
+    still called better or worse. The training loss of runs that measured nothing is shown and never judged.
     """
     names = list(dict.fromkeys(run.arm for run in runs))
     by_arm = {name: [run for run in runs if run.arm == name] for name in names}
@@ -153,6 +176,7 @@ def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[s
         "model": runs[0].recipe.model.path,
         "against": names[0],
         "unequal": list(unequal),
+        "judged": sum("verdict" in entry for arm in arms for entry in arm["measures"].values()),
         "arms": arms,
     }
 
@@ -178,7 +202,7 @@ def _arm(name: str, runs: Sequence[FinishedRun], against: Sequence[FinishedRun],
         "method": first.summary["model"]["method"],
         "moving": first.summary["model"]["moving"],
         "learning_rate": first.recipe.train.learning_rate,
-        "steps": first.summary["steps"],
+        "steps": first.steps,
         "tokens": int(median(run.tokens for run in runs)),
         "tokens_per_second": float(median(run.summary["rates"]["real_tokens_per_second"] for run in runs)),
         "seconds": float(median(run.summary["seconds"]["total"] for run in runs)),
@@ -203,12 +227,20 @@ def _paired(
         return {}
     sides = [np.array([side[seed][measure]["value"] for seed in seeds]) for side in (theirs, own)]
     told: dict[str, Any] = {"difference": float((sides[1] - sides[0]).mean())}
-    if len(seeds) >= ENOUGH_SEEDS:
-        _, interval = intervals([Measure(side, np.ones(len(seeds))) for side in sides])
+    interval = t_interval(sides[1] - sides[0])
+    if len(seeds) >= ENOUGH_SEEDS and is_known(interval):
         told["difference_interval"] = list(interval)
-        if judged:
+        if judged and measure != _TRAINING_LOSS:
             told["verdict"] = verdict(own[seeds[0]][measure]["measure"], interval)
     return told
+
+
+def _label(section: str, name: str, measure: str) -> str:
+    """A measure of a set in words; the set of forgetting that every run has needs no name."""
+    what = _MEASURES.get(measure, measure.replace("_", " "))
+    if section == "learning":
+        return f"{name} {what}"
+    return f"forgetting: {what}" if name == "default" else f"forgetting, {name}: {what}"
 
 
 def _grouped(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
@@ -228,6 +260,10 @@ def _identity(run: FinishedRun) -> str:
     for name in ("seed", "threads", "save_every", "keep", "track"):
         given["train"].pop(name)
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+
+
+def _are_same(tokens: Sequence[float]) -> bool:
+    return max(tokens) <= (1 + SAME_TOKENS) * min(tokens)
 
 
 def _differing(runs: Sequence[FinishedRun], what: str, of: Callable[[FinishedRun], Any]) -> list[str]:

@@ -51,10 +51,12 @@ class During:
         self._meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher, out, done)
         keep_records(out / EVALUATIONS, done)
         self._evaluations: list[dict] = _lines(out / EVALUATIONS)
+        self._last: list[dict] = []
         self._rule = None
         if before is not None:
             self._rule = best.rule_of(prepared.recipe, measuring.names_with_loss(before))
         if self._rule and self._rule.keep == "best":
+            best.recover(out, loaded.optimizer.masters, self._evaluations, self._rule.watch, done)
             best.refuse_if_lost(out, best.standing(self._evaluations, self._rule.watch))
         self._samples = _samples(prepared, loaded, sets, out, done)
 
@@ -91,7 +93,10 @@ class During:
                     self._record(step, self._sets, self._before)
                 self._restore(step)
             measured = measuring.measure_after(self._loaded.model, self._sets, self._before, self._loaded.attached)
-            self._tracker.evaluation(step, {name: e.get("after") or {} for name, e in measured["learning"].items()})
+            after = {name: entry.get("after") or {} for name, entry in measured["learning"].items()}
+            self._tracker.evaluation(step, after)
+            if not any(record["step"] == step for record in self._evaluations):
+                self._last = [{"step": step, "learning": after}]
         self._meter.measure(step)
         self._answer(self._result_step())
         self._say(measured)
@@ -150,15 +155,16 @@ class During:
         last = measured["learning"][rule.watch]["after"].get("loss", math.inf)
         if rule.keep == "best":
             self._watcher.say(f"{line}; its weights are the result")
-        elif stopped or found.loss < last:
+        elif stopped or found.step < self._ended:
             kept = f"; the result is step {self._ended} with {last:.4f}: evaluate.keep=best keeps the best"
-            self._watcher.say(line + (kept if found.loss < last else ""))
+            self._watcher.say(line + (kept if found.step < self._ended else ""))
 
     def _has_stopped(self) -> bool:
         return self._ended < self._total and self.stops(self._ended)
 
     def _standing(self) -> best.Standing | None:
-        return best.standing(self._evaluations, self._rule.watch) if self._rule else None
+        """Among the evaluations and, once it is there, what was measured after the last step."""
+        return best.standing(self._evaluations + self._last, self._rule.watch) if self._rule else None
 
     def _result_step(self) -> int:
         found = self._standing()

@@ -3,21 +3,23 @@
 import itertools
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from frisket import __version__
 from frisket.errors import ConfigError, FrisketError, gather
-from frisket.recipe import GRID_FILE, Recipe, load_recipe
-from frisket.run import comparing
-from frisket.run.folder import SUMMARY, read_json, write_json
+from frisket.recipe import FILE_KEYS, GRID_FILE, Recipe, load_recipe
+from frisket.run import best, comparing, measuring
+from frisket.run.folder import SUMMARY, look, read_json, recipe_hash, write_json
+from frisket.run.prepare import prepare
 from frisket.run.training import train
 from frisket.watch import Silent, Watcher
 
-CHANGES_BUDGET = ("data.", "model.", "evaluate.", "train.epochs", "train.max_steps")
+CHANGES_BUDGET = ("data", "model", "evaluate", "stages", "train.epochs", "train.max_steps")
 MOST_CELLS = 1000
 _SILENT = Silent()
 
@@ -54,6 +56,7 @@ class Grid:
         name: of the common recipe; names the folder.
         recipe: file or folder of the common recipe, or None.
         words: overrides that all cells share.
+        begun: the recipe of every cell as ``grid.json`` holds it; empty for a grid that has not begun.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Grid:
     seeds: tuple[int, ...]
     model: str | None = None
     data: tuple[str, ...] = ()
+    begun: tuple[Recipe, ...] = field(default=(), compare=False, repr=False)
 
     def cells(self) -> list[Cell]:
         """All runs, seed by seed, so that a stopped grid has compared all arms on the seeds that it has."""
@@ -77,16 +81,19 @@ class Grid:
         return found
 
     def recipes(self) -> list[Recipe]:
-        """The recipe of every cell.
+        """The recipe of every cell; files that are here by their whole path, so that it goes on from anywhere.
 
         Raises:
             ConfigError: those that cannot be, gathered.
         """
+        if self.begun:
+            return list(self.begun)
         found, problems = [], []
         for cell in self.cells():
             try:
                 words = [*self.words, *cell.words]
-                found.append(load_recipe(self.recipe, words, model=self.model, data=self.data))
+                made = load_recipe(self.recipe, words, model=self.model, data=self.data)
+                found.append(Recipe.model_validate(_anchored(_plain(made))))
             except ConfigError as error:
                 problems.append(f"{cell.folder}: {error}")
         if problems:
@@ -140,19 +147,28 @@ def _refuse_axis(axis: Axis, allow_unequal: bool) -> None:
     if "" in axis.values or len(set(axis.values)) < len(axis.values):
         once = ",".join(dict.fromkeys(value for value in axis.values if value))
         raise ConfigError(f"{told}: a value of a grid is empty or named twice.\nName each once: {axis.key}={once}")
-    if axis.key.startswith(CHANGES_BUDGET) and not allow_unequal:
+    if _changes_budget(axis.key) and not allow_unequal:
         raise ConfigError(
             f"{told}: the cells would differ in data, length, base or what is measured, and a comparison of unequal "
             "budgets says little.\nTo do it anyway: --allow-unequal"
         )
 
 
+def _changes_budget(key: str) -> bool:
+    """Whether it is one of these keys, lies below one, or is a section that holds one; in a stage as at the top."""
+    steps = key.split(".")
+    inner = ".".join(steps[2:] if steps[0] == "stages" and len(steps) > 2 else steps) + "."
+    return any(inner.startswith(f"{named}.") or f"{named}.".startswith(inner) for named in CHANGES_BUDGET)
+
+
 def load_grid(out: Path) -> Grid:
-    """What ``grid.json`` of a folder holds."""
-    given = read_json(out / GRID_FILE)["grid"]
+    """What ``grid.json`` of a folder holds: the recipes as they were when it began."""
+    held = read_json(out / GRID_FILE)
+    given = held["grid"]
     axes = tuple(Axis(axis["key"], tuple(axis["values"])) for axis in given.pop("axes"))
     lists = {name: tuple(given.pop(name)) for name in ("words", "seeds", "data")}
-    return Grid(axes=axes, **lists, **given)
+    begun = tuple(Recipe.model_validate(cell["recipe"]) for cell in held["cells"])
+    return Grid(axes=axes, **lists, **given, begun=begun)
 
 
 def train_grid(
@@ -160,16 +176,20 @@ def train_grid(
 ) -> dict[str, Any]:
     """Train every cell into ``out``, compare them, and write ``summary.json`` and ``compare.html``.
 
-    A cell that fails is told of and left behind; the others go on. Finished cells are skipped with ``resume``.
+    All data are read before anything is written. A cell that fails later is told of and left behind; the others go on.
+    Finished cells are skipped with ``resume``.
 
     Returns:
         The comparison, with ``failed`` (folder and error of each) and ``exit_code`` 1 where a cell failed.
 
     Raises:
         ConfigError: a cell's recipe cannot be; ``out`` is not empty, or holds another grid.
+        DataError: what the cells train on, or are measured on, cannot be used.
     """
     recipes, cells = grid.recipes(), grid.cells()
-    _claim(grid, out, cells, resume)
+    _refuse_taken(cells, recipes, out, resume)
+    _read_data([r for c, r in zip(cells, recipes, strict=True) if not (out / c.folder / SUMMARY).is_file()])
+    _claim(grid, out, cells, recipes)
     failed: list[dict[str, str]] = []
     seconds: list[float] = []
     for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True)):
@@ -204,19 +224,65 @@ def _told(grid: Grid, out: Path, failed: list[dict[str, str]], *, allow_unequal:
     return result
 
 
-def _claim(grid: Grid, out: Path, cells: Sequence[Cell], resume: bool) -> None:
-    file = out / GRID_FILE
-    definition = json.loads(json.dumps(asdict(grid)))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not resume:
-            raise ConfigError(
-                f"--out {out} is not empty.\nContinue it with --resume, or give another folder: --out {out}-2"
-            )
-        if not file.is_file() or read_json(file)["grid"] != definition:
-            raise ConfigError(f"--out {out} holds no grid, or another one.\nGive another folder: --out {out}-2")
+def _read_data(recipes: Sequence[Recipe]) -> None:
+    """Read what the cells read, once where they share it: a wrong path would fail in each of them."""
+    different: dict[str, Recipe] = {}
+    for recipe in recipes:
+        for stage in [recipe.stage(index) for index in range(len(recipe.stages))] or [recipe]:
+            read = stage.model_dump(mode="json", include={"model", "data", "evaluate", "supervise"})
+            different.setdefault(json.dumps(read), stage)
+    for recipe in different.values():
+        prepared = prepare(recipe, _SILENT)
+        best.rule_of(recipe, measuring.names_of(prepared))
+        for entry in (recipe.evaluate.learning or ()) if recipe.evaluate else ():
+            if entry.path is not None:
+                measuring.read_weighted(prepared, measuring.learning_source(prepared, entry))
+
+
+def _refuse_taken(cells: Sequence[Cell], recipes: Sequence[Recipe], out: Path, resume: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not resume:
+        raise ConfigError(
+            f"--out {out} is not empty.\nContinue it with --resume, or give another folder: --out {out}-2"
+        )
+    if not (out / GRID_FILE).is_file() or _identities(*_held(out)) != _identities(cells, recipes):
+        raise ConfigError(f"--out {out} holds no grid, or another one.\nGive another folder: --out {out}-2")
+    for cell, recipe in zip(cells, recipes, strict=True):
+        look(out / cell.folder, recipe, resume=True)
+
+
+def _held(out: Path) -> tuple[list[Cell], Sequence[Recipe]]:
+    grid = load_grid(out)
+    return grid.cells(), grid.begun
+
+
+def _identities(cells: Sequence[Cell], recipes: Sequence[Recipe]) -> list[tuple[str, str, object]]:
+    """What may not change in a grid that has begun: where each cell lies, what it trains, what it measures."""
+    return [(c.folder, recipe_hash(r), r.evaluate) for c, r in zip(cells, recipes, strict=True)]
+
+
+def _claim(grid: Grid, out: Path, cells: Sequence[Cell], recipes: Sequence[Recipe]) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    given = {"frisket": __version__, "grid": definition, "cells": [asdict(cell) for cell in cells]}
-    write_json(file, given)
+    definition = {name: value for name, value in vars(grid).items() if name not in ("axes", "begun")}
+    definition["axes"] = [asdict(axis) for axis in grid.axes]
+    held = [asdict(cell) | {"recipe": _plain(recipe)} for cell, recipe in zip(cells, recipes, strict=True)]
+    write_json(out / GRID_FILE, {"frisket": __version__, "grid": definition, "cells": held})
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json")
+
+
+def _anchored(value: Any, key: str = "") -> Any:
+    """Relative paths of what is in the current directory, as whole paths."""
+    if isinstance(value, dict):
+        return {name: _anchored(item, name) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_anchored(item) for item in value]
+    if key in FILE_KEYS and isinstance(value, str) and value not in measuring.BUNDLED_SETS and Path(value).exists():
+        return os.path.abspath(value)
+    return value
 
 
 def _labels(keys: Sequence[str]) -> list[str]:

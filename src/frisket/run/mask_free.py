@@ -126,7 +126,7 @@ def verdict(mask_free: Mapping, isolated: Mapping) -> dict:
     """
     quality: dict[str, dict] = {}
     for name, entry in isolated.get("learning", {}).items():
-        for measure in (m for m in entry["after"] if not m.endswith("_interval")):
+        for measure in (m for m in entry["after"] if f"{m}_interval" in entry["after"]):  # too few samples have none
             mine, theirs = mask_free["learning"][name]["after"].get(measure), entry["after"][measure]
             if mine is None:  # not finite there, and named under `not_measured`
                 continue
@@ -150,7 +150,7 @@ def verdict(mask_free: Mapping, isolated: Mapping) -> dict:
 def _recommendation(quality: Mapping[str, Mapping], ratio: float) -> str:
     time = f"{100 * abs(1 - ratio):.0f} % {'less' if ratio < 1 else 'more'} time a step"
     if not quality:
-        return f"nothing was measured, so nothing is recommended; mask-free takes {time}"
+        return f"nothing was measured well enough to judge by, so nothing is recommended; mask-free takes {time}"
     worse = [
         f"{name} {q['mask_free']:.3g} against {q['isolated']:.3g}"
         for name, q in quality.items()

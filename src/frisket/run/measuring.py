@@ -148,6 +148,12 @@ def measure_now(model: Model, sets: Sets, before: Before) -> dict:
     }
 
 
+def names_of(prepared: Prepared) -> list[str]:
+    """The learning sets that a run will measure; each has a loss, unless it turns out not to be finite."""
+    settings = prepared.recipe.evaluate
+    return [] if settings is None else [entry.name for entry in learning_entries(prepared, settings)]
+
+
 def names_with_loss(before: Before) -> list[str]:
     """The learning sets whose loss could be measured before training, in the recipe's order."""
     return [name for name, side in told_before(before).items() if "loss" in side]

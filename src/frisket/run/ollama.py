@@ -42,7 +42,9 @@ def export_ollama(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
             check_file(partial / "model.gguf")
             weights = "./model.gguf"
         stops = stop_words(run)
-        (partial / "Modelfile").write_text(modelfile(run, weights, template, stops), encoding="utf-8")
+        beside = target.resolve().is_relative_to(run.folder.resolve())
+        adapter = os.path.relpath(run.artifact, target) if beside else f"./{run.artifact.name}"
+        (partial / "Modelfile").write_text(modelfile(run, weights, adapter, template, stops), encoding="utf-8")
     command = shlex.join(["ollama", "create", run.folder.name, "-f", str(target / "Modelfile")])
     watcher.say("checked    the template renders 5 conversations exactly as they were in training")
     watcher.say(f"create     {command}")
@@ -66,15 +68,15 @@ def ollama_template(run: Trained) -> str:
     return text
 
 
-def modelfile(run: Trained, weights: str, template: str, stops: list[str]) -> str:
-    """The text of the Modelfile."""
+def modelfile(run: Trained, weights: str, adapter: str, template: str, stops: list[str]) -> str:
+    """The text of the Modelfile; it may be sent to the Hub, so the adapter's path is a relative one."""
     lines = [f"# {run.folder.name}: made by frisket export. Tools, reasoning and images are not in the template."]
     if trims(run.template):
         lines.append("# The chat template strips white space around contents; Ollama does not.")
     lines.append(f"FROM {weights}")
     if not run.is_full and not serving_of(read_json(run.artifact / "adapter_config.json")).needs_merge:
         lines.append("# Without a merge: FROM the same base, not quantised, as Ollama's library names it, and")
-        lines.append(f"# ADAPTER {run.artifact.resolve()}")
+        lines.append(f"# ADAPTER {adapter}")  # from the Modelfile's own folder
     lines.append(f'TEMPLATE """{template}"""')
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join(lines) + "\n"

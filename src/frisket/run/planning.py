@@ -13,7 +13,7 @@ from frisket.recipe import Recipe
 from frisket.report.ledger import ledger_identities, named_ledgers
 from frisket.report.mask_view import mask_fragment
 from frisket.report.plan_page import ConstantText, plan_page
-from frisket.run import mask_free
+from frisket.run import best, mask_free, measuring
 from frisket.run.advising import advice_for, boilerplate_of
 from frisket.run.memory import Forecast, forecast
 from frisket.run.overlap import overlap_of
@@ -44,6 +44,7 @@ class Plan:
         rows: rows of the first step.
         fill: share of the first step's row tokens that are not padding.
         moving: parameters that would move, None where the method cannot be attached without weights.
+        serving: what vLLM would make of it.
         advice: what the papers say of each source, under its path.
         boilerplate: constant text that policy `boilerplate` leaves out.
         overlap: what each evaluation set shares with the training data.
@@ -66,6 +67,7 @@ class Plan:
     fill: float
     moving: int | None
     parameters: int
+    serving: Serving
     advice: tuple[tuple[str, Advice], ...]
     boilerplate: tuple[ConstantText, ...]
     overlap: dict[str, dict[str, Any]]
@@ -89,15 +91,12 @@ class Plan:
             "page": None if self.page is None else str(self.page),
             "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
             **self.forecast.as_dict(),
-            "serving": self._serving().as_dict(),
+            "serving": self.serving.as_dict(),
             "train": {
                 **self.settled.as_dict(),
                 "save_steps": every_steps(self.recipe.train.save_every, self.steps),
             },
         }
-
-    def _serving(self) -> Serving:
-        return serving_of(expected_config(self.recipe), self.recipe.model.load)
 
     def _attend(self) -> dict[str, Any]:
         """All counts are those of one epoch's steps, but for the rows and their fill, which are the first step's."""
@@ -132,7 +131,7 @@ class Plan:
             *((("stages", _stages(self.recipe)),) if self.recipe.stages else ()),
             *self.forecast.facts(),
             ("rate", f"{self.settled.rate.value:g}: {self.settled.rate.why}"),
-            ("serve", self._serving().line(load.resolve_path(self.recipe.model.path))),
+            ("serve", self.serving.line(load.resolve_path(self.recipe.model.path))),
         ]
 
     def lines(self) -> list[str]:
@@ -184,8 +183,9 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     """
     mask_free.check(recipe)
     prepared = prepare(recipe, watcher)
+    best.rule_of(prepared.recipe, measuring.names_of(prepared))
     recipe = prepared.recipe
-    moving, parameters = _parameters(recipe, prepared)
+    moving, parameters, adapter = _parameters(recipe, prepared)
     first = lay_out(
         [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
         prepared.laying,
@@ -207,6 +207,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         sum(m.rows.real_tokens for m in first.micro_batches) / first.computed_tokens,
         moving,
         parameters,
+        serving_of(adapter, recipe.model.load),
         tuple(advice_for(prepared)),
         tuple(ConstantText(**text) for text in boilerplate_of(prepared)),
         overlap_of(prepared, None, watcher),
@@ -270,8 +271,8 @@ def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:
     }
 
 
-def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
-    """Moving and all parameters, counted without loading a weight."""
+def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, dict[str, Any] | None]:
+    """Moving and all parameters, counted without loading a weight, and what the adapter will say of itself."""
     with torch.device("meta"):
         model = load.empty_model(prepared.config)
         tokens.grow(model, prepared.added.ids)
@@ -279,5 +280,6 @@ def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int]:
     try:
         attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        return None, parameters
-    return sum(p.numel() for p in attached.parameters().values()), parameters
+        return None, parameters, expected_config(recipe.adapt, None)
+    moving = sum(p.numel() for p in attached.parameters().values())
+    return moving, parameters, expected_config(recipe.adapt, model)

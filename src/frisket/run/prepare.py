@@ -206,7 +206,8 @@ def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: 
     weights = [source.weight for source in recipe.data]
     settings = recipe.train
     lengths = dataset.lengths[train]
-    step = rates.step_size(recipe, float((lengths * np.array(weights)[dataset.source_of[train]]).sum()))
+    epoch_tokens = float((lengths * np.array(weights)[dataset.source_of[train]]).sum())
+    step = rates.whole_step(int(lengths.sum())) if in_one_step else rates.step_size(recipe, epoch_tokens)
     order = make_order(
         dataset.token_ids,
         train,

@@ -3,16 +3,21 @@
 How many steps are enough was chosen by measuring: docs/decisions/0005-default-rates.md.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from frisket.adapt.rates import Rate, rate_of
+from frisket.errors import ConfigError
 from frisket.recipe import RECIPE_FILE, Recipe, load_recipe
 
 LEAST_TOKENS, MOST_TOKENS = 1024, 32768
 ENOUGH_STEPS = 128
 AUTO = "auto"
+AS_ASKED = "as the recipe says"
+SETTLED_FILE = "settled.json"
+"""In the folder of a run: the size of a step and the rate, each with its reason."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,18 @@ class Settled:
         }
 
     def applied(self, recipe: Recipe) -> Recipe:
-        """The recipe with these numbers."""
-        return _with(recipe, {"step_tokens": self.step.tokens, "learning_rate": self.rate.value})
+        """The recipe with these numbers, where it leaves them open."""
+        found = {"step_tokens": self.step.tokens, "learning_rate": self.rate.value}
+        return _with(recipe, {name: value for name, value in found.items() if getattr(recipe.train, name) == AUTO})
+
+    def remembered(self, out: Path) -> "Settled":
+        """With the reasons that an earlier start in this folder had for the same numbers."""
+        before = _before(out)
+        step, rate = before.get("step_tokens"), before.get("learning_rate")
+        return Settled(
+            StepSize(self.step.tokens, before["step_tokens_why"]) if step == self.step.tokens else self.step,
+            Rate(self.rate.value, before["learning_rate_why"]) if rate == self.rate.value else self.rate,
+        )
 
     def lines(self) -> tuple[str, str]:
         """For a terminal."""
@@ -54,6 +69,11 @@ class Settled:
             f"step       {self.step.tokens:,} tokens: {self.step.why}",
             f"rate       {self.rate.value:g}: {self.rate.why}",
         )
+
+
+def whole_step(tokens: int) -> StepSize:
+    """The step of ``--overfit``: all of its samples."""
+    return StepSize(tokens, "--overfit takes all of its samples in every step")
 
 
 def step_size(recipe: Recipe, epoch_tokens: float) -> StepSize:
@@ -66,7 +86,7 @@ def step_size(recipe: Recipe, epoch_tokens: float) -> StepSize:
     """
     asked = recipe.train.step_tokens
     if asked != AUTO:
-        return StepSize(asked, "as the recipe says")
+        return StepSize(asked, AS_ASKED)
     whole = epoch_tokens * (recipe.train.epochs or 1.0)
     tokens = MOST_TOKENS
     while tokens > LEAST_TOKENS and whole < ENOUGH_STEPS * tokens:
@@ -78,20 +98,44 @@ def step_size(recipe: Recipe, epoch_tokens: float) -> StepSize:
 
 
 def peak_rate(recipe: Recipe, hidden_size: int, steps: int) -> Rate:
-    """The recipe's rate; ``auto``: the method's own, for this width and length."""
+    """The recipe's rate; ``auto``: the method's own, for this width and length.
+
+    Raises:
+        ConfigError: ``auto`` with plain SGD, whose step is not scaled as AdamW's is, for which methods declare rates.
+    """
     asked = recipe.train.learning_rate
     if asked != AUTO:
-        return Rate(float(asked), "as the recipe says")
+        return Rate(float(asked), AS_ASKED)
+    if recipe.train.optimizer == "sgd":
+        # LoRA on the bundled base, 54 chats, 60 steps: 0.3 gives a held-out loss of 0.64, 1 gives 0.41, 3 gives 1.26;
+        # AdamW at its own rate 0.38; SGD at AdamW's rate 4.17, from 4.52.
+        raise ConfigError(
+            "train.learning_rate = auto: the rates that methods declare are AdamW's, with which sgd hardly learns.\n"
+            "Give one of your own (on the bundled base 1 was best of 0.3, 1, 3 and 10): train.learning_rate=1"
+        )
     return rate_of(recipe.adapt.declared_rate, hidden_size, steps)
 
 
 def kept(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with what an earlier start in this folder settled: a run that goes on changes nothing of it."""
+    """The recipe with what an earlier start in this folder settled: a run that goes on changes nothing of it.
+
+    What the earlier recipe gave as a number was not settled, so ``auto`` stays ``auto`` and is another recipe.
+    """
     if not (out / RECIPE_FILE).is_file():
         return recipe
-    stored = load_recipe(out).train
-    names = [name for name in ("step_tokens", "learning_rate") if getattr(recipe.train, name) == AUTO]
+    stored, before = load_recipe(out).train, _before(out)
+    names = [
+        name
+        for name in ("step_tokens", "learning_rate")
+        if getattr(recipe.train, name) == AUTO and before.get(f"{name}_why") != AS_ASKED
+    ]
     return _with(recipe, {name: getattr(stored, name) for name in names})
+
+
+def _before(out: Path) -> dict[str, Any]:
+    """What an earlier start wrote of what it settled; empty where it wrote nothing."""
+    file = out / SETTLED_FILE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def _with(recipe: Recipe, changes: dict[str, Any]) -> Recipe:

@@ -13,11 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frisket.recipe import Recipe
+from torch import nn
+
+from frisket.adapt.base import MethodSettings
+from frisket.adapt.full import Full
+from frisket.adapt.peft import Peft
 
 VLLM = "0.26"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 DEFAULT_RANK = 16
+PEFT_RANK = 8  # of a LoraConfig that names none
 HEAD_VOCABULARY = 258_048  # largest vocabulary for LoRA on the output head
 
 
@@ -111,12 +116,17 @@ def _refused(config: Mapping[str, Any], rank: int) -> list[tuple[bool, str]]:
     ]
 
 
-def expected_config(recipe: Recipe) -> dict[str, Any] | None:
-    """What the adapter of this recipe will say of itself; None for ``full``."""
-    adapt = recipe.adapt
-    if adapt.method == "full":
+def expected_config(adapt: MethodSettings, attached: nn.Module | None) -> dict[str, Any] | None:
+    """What the adapter of a run will say of itself; None where it makes a whole model.
+
+    Args:
+        attached: a model with the method on it; None where that needs weights, as with PEFT's further types.
+    """
+    if isinstance(adapt, Full):
         return None
-    if adapt.method != "lora":
-        return {"peft_type": adapt.label if adapt.method == "peft" else adapt.method.upper()}
-    added = recipe.model.add_tokens
-    return {"peft_type": "LORA", "r": adapt.rank, "use_dora": adapt.dora, "trainable_token_indices": added}
+    if attached is not None:
+        configs: Any = attached.peft_config
+        config = configs["default"].to_dict()
+        return config | {"peft_type": config["peft_type"].value}
+    options = adapt.options if isinstance(adapt, Peft) else {}
+    return {"r": PEFT_RANK, **options, "peft_type": adapt.label}

@@ -18,8 +18,9 @@ from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
 from frisket.hf.mixture import router_losses
 from frisket.recipe import Recipe
-from frisket.run import finishing, folder, mask_free, measuring, memory, rates
+from frisket.run import baseline, best, finishing, folder, mask_free, measuring, memory, rates
 from frisket.run.during import During
+from frisket.run.exhausted import told_with_knobs
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.overlap import overlap_of
 from frisket.run.prepare import Prepared, Records, prepare
@@ -88,6 +89,7 @@ def train_one(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     prepared = _prepared(rates.kept(recipe, out), given, overfit, watcher)
+    prepared = replace(prepared, settled=prepared.settled.remembered(out))
     recipe = prepared.recipe
     loaded = load_ready(recipe, prepared, given.model, watcher)
     checks = check_before(prepared, loaded, watcher)
@@ -97,7 +99,8 @@ def train_one(
             watcher.say("evaluate   off: nothing is held out by default, and nothing is measured")
         shared = {} if overfit else overlap_of(prepared, given.records, watcher)
         sets = None if overfit else measuring.make_sets(prepared, loaded.model, watcher, given.records)
-        before = measuring.measure_before(loaded.model, sets, loaded.attached, settings.seed) if sets else None
+        is_resumed = found.checkpoint is not None
+        before = baseline.measured(out, loaded, sets, settings.seed, is_resumed=is_resumed) if sets else None
         if given.start is not None:
             loaded.optimizer.load_masters(checkpoint.load_masters(given.start))
         start_values = loaded.attached.state()
@@ -137,11 +140,12 @@ def _write_facts(out: Path, prepared: Prepared, loaded: Loaded) -> None:
     """What is known before the first step: the environment, and every sample that was left out."""
     facts = folder.environment(loaded.device, loaded.compute, prepared.dataset.fingerprint)
     folder.write_json(out / "environment.json", facts)
+    folder.write_json(out / rates.SETTLED_FILE, prepared.settled.as_dict())
     finishing.write_dropped(out, prepared.dataset.dropped)
 
 
 def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watcher) -> Prepared:
-    return prepare(
+    prepared = prepare(
         recipe,
         watcher,
         tokenizer=given.tokenizer,
@@ -149,10 +153,15 @@ def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watche
         records=given.records,
         overfit=overfit,
     )
+    if overfit is None:
+        best.rule_of(prepared.recipe, measuring.names_of(prepared))
+    return prepared
 
 
 def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher) -> Loaded:
     """Load the model, attach the method, make masters, choose what is recomputed."""
+    if model is not None:
+        quantised.refuse_given(recipe.model.load, model)
     device = load.device_of(recipe.model.device) if model is None else model.device
     compute = load.compute_type(recipe.train.compute, device)
     for line in load.cautions(recipe.train.compute, compute, device):
@@ -336,6 +345,7 @@ def _raise_if_not_fitted(verdict: Verdict | None) -> None:
         raise CheckError(verdict.text)
 
 
+@told_with_knobs
 def train(
     recipe: Recipe,
     *,

@@ -1,10 +1,15 @@
 """The loop: take the next step's samples, lay them out, move the weights, write down what happened."""
 
 import json
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 
 from frisket.adapt.base import Attached
 from frisket.data.loader import Order, Step, sample_hash
@@ -81,12 +86,13 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
 
     Raises:
         CheckError: a step is not finite, or the data of a resumed run is not what it was.
+        KeyboardInterrupt: Ctrl-C; the step was finished and a checkpoint written first.
     """
     totals = Totals()
     if start is not None:
         _check_same_samples(run, start)
         totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, dict(start.tokens))
-    with _Record(run.out, totals.step, run.tracker) as record:
+    with _Record(run.out, totals.step, run.tracker) as record, _finishing_the_step() as is_interrupted:
         for step in run.order.steps(None if start is None else (start.epoch, start.index)):
             if totals.step >= run.total_steps or run.stops(totals.step):
                 break
@@ -122,8 +128,32 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
             run.on_step(totals.last)
             if is_over:
                 break
+            if is_interrupted():
+                save(run, totals)
+                raise KeyboardInterrupt
     save(run, totals)
     return totals
+
+
+@contextmanager
+def _finishing_the_step() -> Iterator[Callable[[], bool]]:
+    """Let a first Ctrl-C wait for the end of the step, which no second one does."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+        print("Stopping after this step, with a checkpoint. Once more: at once, without.", file=sys.stderr)
+
+    if threading.current_thread() is not threading.main_thread():  # signals reach the main thread only
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def save(run: Run, totals: Totals) -> Path:

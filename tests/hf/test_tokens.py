@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,3 +261,10 @@ def test_the_lines_that_load_an_adapter_grow_the_base_only_where_it_has_no_room(
     with_room, without = (tokens.loading_lines(Path("adapter"), "base", rows) for rows in (None, 70))
     assert "resize" not in with_room
     assert "model.resize_token_embeddings(70, mean_resizing=False)\nmodel = PeftModel" in without
+
+
+@pytest.mark.parametrize(("padding", "named"), [(5, 5), (None, None), (10**6, None)])
+def test_a_padding_token_without_a_row_is_named_in_no_configuration(padding, named):
+    model = tiny("qwen2", torch.float32)
+    tokens.share_padding(model, SimpleNamespace(pad_token_id=padding))
+    assert model.config.pad_token_id == model.generation_config.pad_token_id == named

@@ -136,10 +136,13 @@ def learn_padding_row(model: PreTrainedModel) -> None:
 
 
 def share_padding(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Let the configurations that are saved with a model name the tokenizer's padding token, or none."""
+    """Let saved configurations name the tokenizer's padding token; none where the model has no row for it."""
+    rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
+    padding = tokenizer.pad_token_id
+    named = None if padding is None or padding >= rows else padding
     for config in (model.config, model.config.get_text_config(), model.generation_config):
         if config is not None:
-            config.pad_token_id = tokenizer.pad_token_id
+            config.pad_token_id = named
 
 
 def carry_template(tokenizer: Any, text: str, variables: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ HUB_ID = re.compile(r"\b(?:Qwen|meta-llama|google|mistralai|HuggingFaceTB|openai
 TRAINS_SHORT = (
     "train.max_steps=3",
     "train.step_tokens=1024",
+    "evaluate.budget_seconds=2",
     "evaluate.forgetting.0.prompts=2",
     "evaluate.forgetting.0.answer_tokens=4",
     "evaluate.forgetting.0.text_tokens=512",

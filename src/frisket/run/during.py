@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frisket.run import best, mask_free, measuring
+from frisket.run.folder import read_lines
 from frisket.run.prepare import Prepared
 from frisket.run.samples import Samples, choose
 from frisket.train import checkpoint
@@ -50,7 +51,7 @@ class During:
         self._ended = 0
         self._meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher, out, done)
         keep_records(out / EVALUATIONS, done)
-        self._evaluations: list[dict] = _lines(out / EVALUATIONS)
+        self._evaluations: list[dict] = read_lines(out / EVALUATIONS)
         self._last: list[dict] = []
         self._rule = None
         if before is not None:
@@ -177,7 +178,3 @@ def _samples(prepared: Prepared, loaded: "Loaded", sets: measuring.Sets | None, 
     candidates = [sequence for sequence, _ in sets.learning[0].samples]
     asked = choose(candidates, prepared.tokenizer, sets.settings, prepared.context)
     return Samples(asked, loaded.model, sets.instruments, sets.settings.sample_tokens, out, done)
-
-
-def _lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from frisket.report.card import model_card
 from frisket.report.mask_view import mask_fragment
 from frisket.report.page import report_page
 from frisket.run.adding import write_how_to_load
+from frisket.run.folder import read_lines
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
 from frisket.run.serving import serving_line
@@ -184,7 +185,7 @@ def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -
     summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
     environment = json.loads((out / "environment.json").read_text())
     names = ("metrics", "timings", "evaluations", "contamination", "samples")
-    records = {name: _lines(out / f"{name}.jsonl") for name in names}
+    records = {name: read_lines(out / f"{name}.jsonl") for name in names}
     rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS, other_policies(recipe))
     fragment = mask_fragment(rows, truncated_note=note, sources=[source.path for source in recipe.data])
     page = report_page(
@@ -224,7 +225,3 @@ def _real_rows(prepared: Prepared, tokens: int = 512) -> Rows:
             },
         )
     return pack([sequence], "alone", tokens)[0]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -137,6 +137,11 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def read_lines(path: Path) -> list[dict]:
+    """The records of a JSONL file; none where it is not there."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
 def _refuse_if_running(out: Path) -> None:
     lock = out / LOCK
     if not lock.exists():

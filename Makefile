@@ -5,18 +5,24 @@ else
   BIN := .venv/bin
 endif
 PY := $(BIN)/python
+INSTALLED := $(BIN)/.frisket-installed
 READY := $(BIN)/.frisket-ready
 
 .PHONY: demo test check docs real-shape check-real clean
 
-$(READY): pyproject.toml constraints.txt
+# What frisket needs to run: all that the demo installs.
+$(INSTALLED): pyproject.toml constraints.txt
 	test -x $(PY) || python3 -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# What tests, checks and documentation need besides; pip knows --group since 25.1.
+$(READY): $(INSTALLED)
 	$(PY) -m pip install --quiet --upgrade "pip>=25.1"
-	$(PY) -m pip install --quiet --constraint constraints.txt torch
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[sentencepiece,tensorboard]" --group dev
 	touch $@
 
-demo: $(READY)  ## fine-tune the bundled base on the bundled instructions (about three minutes of training on two cores)
+demo: $(INSTALLED)  ## fine-tune the bundled base on the bundled instructions (about three minutes of training on two cores)
 	$(BIN)/frisket train recipes/demo.yaml --out out/demo
 
 test: $(READY)  ## the whole test suite, without network and without outside data

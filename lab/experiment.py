@@ -29,26 +29,22 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float64
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from frisket import __version__
-from frisket.cli.words import duration
 from frisket.errors import CheckError, ConfigError, gather
-from frisket.evaluate.compare import LEVEL, Interval
+from frisket.evaluate.compare import Interval, is_known, t_interval
 from frisket.hf.load import versions
 from frisket.recipe import load_recipe
 from frisket.run import make_plan, train
 from frisket.run.folder import machine, read_json, write_json
 from frisket.types import total
-from frisket.watch import Silent
+from frisket.watch import Silent, duration
 
 SEEDS, MORE_SEEDS = 3, 5
-RESAMPLES = 10_000
 MOST_TOKENS = 200_000
-_BLOCK = 1 << 21  # entries of one block of resampled counts (16 MB)
 _ROOT = Path(__file__).parents[1]
 _RESULTS = Path(__file__).with_name("results")
 
@@ -261,7 +257,11 @@ def conduct(experiment: Experiment) -> Results:
 
 
 def compare(expectation: Expectation, runs: Sequence[Mapping]) -> dict | None:
-    """Compare two arms on the seeds that both have; None where these are fewer than three."""
+    """Compare two arms on the seeds that both have; None where these are fewer than three.
+
+    The interval is Student's t over the seeds' mean differences, as in ``frisket compare``; it speaks of other seeds
+    on the same samples. Where all seeds differ by one and the same number there is none.
+    """
     values = {(run["arm"], run["seed"]): run["values"].get(expectation.metric) for run in runs}
     seeds = sorted({seed for _, seed in values if all((arm, seed) in values for arm in _both(expectation))})
     if len(seeds) < SEEDS:
@@ -271,49 +271,17 @@ def compare(expectation: Expectation, runs: Sequence[Mapping]) -> dict | None:
         for arm in _both(expectation)
     )
     differences = one - other
-    difference, interval = float(differences.mean()), paired_interval(differences)
+    difference, interval = float(differences.mean()), t_interval(differences.mean(axis=1))
     verdict = judge(expectation, difference, interval)
     return asdict(expectation) | {
         "seeds": seeds,
         "samples": differences.shape[1],
         "by_seed": differences.mean(axis=1).tolist(),
         "difference": difference,
-        "interval": list(interval),
+        "interval": list(interval) if is_known(interval) else None,
         "verdict": verdict,
         "as_expected": None if verdict == "undecided" else verdict == expectation.expected,
     }
-
-
-def paired_interval(differences: Float64[np.ndarray, "seed sample"], rng_seed: int = 0) -> Interval:
-    """Bootstrap the mean of paired differences: 95 % percentile interval of 10,000 resamples.
-
-    A resample draws seeds and, independently, samples, both with replacement; a drawn sample is used for all seeds,
-    because all runs are measured on the same samples. With one figure a run, only seeds are drawn.
-
-    What it can and cannot say: with three seeds and one figure a run it is exactly the range of the three differences
-    (one seed fills a whole resample in 1 of 27 cases, more than 2.5 %), so it leaves out 0 whenever the three have one
-    sign. Two arms that are alike reach that in 1 of 4 experiments; with five seeds in about 1 of 6; where three are
-    looked at first and two added if 0 is inside, in about 1 of 3 (simulated, normal differences). It tells whether a
-    difference is large beside the spread of seeds; it is no test at 5 %. The smallest effect that counts is the guard.
-
-    Args:
-        differences: arm minus other arm.
-        rng_seed: of the resamples.
-
-    Source: Owen, The pigeonhole bootstrap, Annals of Applied Statistics 1 (2007): rows and columns are drawn
-    separately, which for the mean of a crossed table errs on the wide side.
-    """
-    seeds, samples = differences.shape
-    rng = np.random.default_rng(rng_seed)
-    block = max(1, _BLOCK // samples)
-    means = []
-    for start in range(0, RESAMPLES, block):
-        size = min(block, RESAMPLES - start)
-        of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=size)
-        of_samples = rng.multinomial(samples, np.full(samples, 1 / samples), size=size)
-        means.append(((of_seeds @ differences) * of_samples).sum(axis=1) / differences.size)
-    low, high = np.percentile(np.concatenate(means), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
 
 
 def judge(expectation: Expectation, difference: float, interval: Interval) -> str:
@@ -321,8 +289,10 @@ def judge(expectation: Expectation, difference: float, interval: Interval) -> st
 
     ``no difference that counts``: the whole interval is smaller than the smallest effect, on either side of 0.
     ``better``, ``worse``: the interval leaves out 0, and the difference is at least the smallest effect.
-    ``undecided``: anything else; the interval holds 0, or the smallest effect, so more seeds could say.
+    ``undecided``: anything else; the interval holds 0, or the smallest effect, or there is none: more seeds could say.
     """
+    if not is_known(interval):
+        return "undecided"
     low, high = interval
     if max(abs(low), abs(high)) < expectation.smallest:
         return "no difference that counts"
@@ -465,7 +435,7 @@ def _comparisons(results: Results) -> tuple[list[str], list[list[str]]]:
     header = ["comparison", "metric", "expected", "counts from", "difference", "95 % interval", "seeds", "verdict"]
     rows = []
     for c in results["comparisons"]:
-        (low, high), told = c["interval"], {True: "as expected", False: "not as expected", None: "open"}
+        told = {True: "as expected", False: "not as expected", None: "open"}
         rows.append(
             [
                 f"{c['arm']} − {c['against']}",
@@ -473,7 +443,7 @@ def _comparisons(results: Results) -> tuple[list[str], list[list[str]]]:
                 c["expected"],
                 f"{c['smallest']:.4g}",
                 f"{c['difference']:+.4g}",
-                f"{low:+.4g} to {high:+.4g}",
+                " to ".join(f"{end:+.4g}" for end in c["interval"] or ()) or "none",
                 str(len(c["seeds"])) + (f" × {c['samples']} samples" if c["samples"] > 1 else ""),
                 f"{c['verdict']} ({told[c['as_expected']]})",
             ]

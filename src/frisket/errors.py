@@ -34,6 +34,15 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> [counted(count, "sample") for count in (0, 1, 2000)]
+    ['0 samples', '1 sample', '2,000 samples']
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def gather(problems: Sequence[str], heading: str, fix: str | None = None, shown: int = 20) -> str:
     """Join many problems into one message: a heading, at most ``shown`` of them, and the fix as the last line."""
     lines = [heading, *(f"  - {p}" for p in problems[:shown])]

@@ -1,6 +1,7 @@
 """What is wrong with a recipe, said in the recipe's own words: dotted path, value, what is required, the fix."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -12,7 +13,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
 from frisket.errors import nearest
-from frisket.migrate.tables import answer_for, conversion_of
+from frisket.migrate.tables import answer_for, conversion_of, override_for
 from frisket.yaml12 import Key
 
 FLAGS = {
@@ -155,7 +156,10 @@ def _dict_problem(knob: FieldInfo, given: Mapping, path: Key, found: list[ErrorD
         value = _inside(value, step)
     if len(of_value) == len(found):
         required = _finite(_either(_kinds(value_type)), of_value[0]["type"])
-        return Problem(path, f"{whole}.{key} = {show(value)}{origins.of(path)} must be {required}", f"{whole}.{key}=1")
+        choices = [str(choice) for choice in get_args(value_type)]
+        fitting = nearest(str(value), choices) or next(iter(choices), 1)
+        text = f"{whole}.{key} = {show(value)}{origins.of(path)} must be {required}"
+        return Problem(path, text, f"{whole}.{key}={fitting}")
     text = f"{whole}.{key}{origins.of(path)}: the key {show(key)} must be {_either(_kinds(key_type))}"
     near = nearest(str(key), [str(choice) for choice in get_args(key_type)])
     fix = f"{whole}.{near}={1 if of_value else show(value)}" if near else _value_fix(knob, whole, None)
@@ -189,8 +193,10 @@ def _unknown_key(
     if elsewhere and not (near and elsewhere[0].name.endswith(f".{near}")):
         if parents == ["adapt"] and elsewhere[0].methods and elsewhere[0].name == f"adapt.{name}":
             return _other_method(path, given, elsewhere, text)
-        return Problem(path, text, f"In frisket it is {_as_here(str(name), elsewhere)}")
-    answered = answer_for(str(name))
+        return Problem(path, text, f"In frisket it is {_as_here(str(name), value, elsewhere)}")
+    answered, override = answer_for(str(name)), override_for(str(name), value)
+    if override:
+        return Problem(path, text, f"In frisket it is {override[0]}" + (f" ({override[1]})" if override[1] else ""))
     if answered:
         return Problem(path, text, _sentence(answered))
     if near:
@@ -199,8 +205,11 @@ def _unknown_key(
     return Problem(path, text, f"Keys of {prefix.rstrip('.') or 'a recipe'}: {', '.join(own)}")
 
 
-def _as_here(name: str, elsewhere: list["Knob"]) -> str:
-    """The knobs that a name stands for; where other tools' keys make one together, how."""
+def _as_here(name: str, value: object, elsewhere: list["Knob"]) -> str:
+    """The knobs that a name stands for, with its value where that decides one; where several keys make one, how."""
+    override = override_for(name, value)
+    if override and len(elsewhere) == 1:
+        return f"{override[0]} ({elsewhere[0].help})"
     knobs = " or ".join(f"{knob.name.replace('.N.', '.0.')} ({knob.help})" for knob in elsewhere)
     how = conversion_of(name)
     return f"{knobs}; {how}" if how else knobs
@@ -411,4 +420,4 @@ def _value_fix(field_info: FieldInfo | None, dotted: str, value: object) -> str:
     near = nearest(str(value), choices)
     default = near or _plain_default(field_info)
     text = default if isinstance(default, str) else json.dumps(default)
-    return f"{dotted}={text}" if default is not None or not field_info.is_required() else f"{dotted}=…"
+    return shlex.quote(f"{dotted}={text}") if default is not None or not field_info.is_required() else f"{dotted}=…"

@@ -63,6 +63,20 @@ class Watcher(Protocol):
         ...
 
 
+def duration(seconds: float) -> str:
+    """Wall time as a person says it: the one way in which screen, report and page write it.
+
+    >>> [duration(seconds) for seconds in (0.42, 9.96, 42.3, 187, 7509)]
+    ['0.4 s', '10 s', '42 s', '3 min 7 s', '2 h 5 min']
+    """
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 class Silent:
     """A watcher that shows nothing; what Python callers and ``--json`` use."""
 

@@ -13,6 +13,7 @@ from frisket.cli.main import run_words
 from frisket.errors import DataError
 from frisket.generate.reply import Reply
 from frisket.generate.settings import GenerateSettings
+from frisket.run.system_message import SystemMessage
 
 SUMMARY = {
     "frisket": "0.1.0",
@@ -67,8 +68,9 @@ class FakePlan:
 
 
 class FakeChat:
-    def __init__(self) -> None:
+    def __init__(self, system: SystemMessage | None = None) -> None:
         self.settings: list[GenerateSettings] = []
+        self.system = system
 
     def answer(self, conversations: list, settings: GenerateSettings, base: bool = False) -> list[str]:
         return [f"{'base' if base else 'tuned'}: {messages[-1]['content']}" for messages in conversations]

@@ -9,6 +9,8 @@ from frisket.cli.axes import split_axes
 RESULT = {
     "against": "rank=2",
     "unequal": [],
+    "settings": [{"name": "adapt.rank", "values": {"rank=2": "2", "rank=4": "4"}, "asked": True}],
+    "unasked": "train.learning_rate differs too, though nobody asked for that. To hold it: train.learning_rate=0.01",
     "judged": 1,
     "failed": [{"folder": "rank=8/seed-0", "error": "too large"}],
     "exit_code": 1,
@@ -89,6 +91,9 @@ def test_train_hands_over_a_grid_and_tells_by_its_exit_code(frisket_says, grids)
     for part in ("rank=4", "50.0 %", "+10.0 % (+5.0 % to +20.0 %)", "better", "400", "compare.html"):
         assert part in out
     assert "failed   rank=8/seed-0: too large" in out
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "adapt.rank rank=2: 2, rank=4: 4" in lines
+    assert any(line.startswith("train.learning_rate differs too, though nobody asked for that.") for line in lines)
 
 
 def test_a_grid_folder_is_resumed_as_the_grid_that_it_is(frisket_says, grids) -> None:
@@ -111,6 +116,8 @@ def test_compare_asks_for_its_folders(frisket_says, grids) -> None:
     ((_, (folders,), named),) = grids.asked
     assert (folders, named["allow_unequal"], named["page"]) == ([Path("a"), Path("b")], True, Path("out/compare.html"))
     assert "against rank=2" in out
+    code, _, _ = frisket_says("compare", "a")
+    assert grids.asked[-1][2]["page"] == Path("a/compare.html")
     code, _, err = frisket_says("compare")
     assert (code, "No run folder is given" in err) == (2, True)
     code, _, err = frisket_says("compare", "a", "none")

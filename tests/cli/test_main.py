@@ -1,6 +1,8 @@
 """Exit codes, errors, help, and that stdout belongs to the program under ``--json``."""
 
 import json
+import os
+import re
 import subprocess
 import sys
 import time
@@ -8,8 +10,9 @@ import time
 import pytest
 
 from frisket import __version__
-from frisket.cli.main import VERBS
+from frisket.cli.main import VERBS, main
 from frisket.errors import CheckError, ConfigError
+from frisket.recipe import knobs
 
 COMMANDS = [
     ("train", "--model", "m", "--data", "d"),
@@ -106,12 +109,29 @@ def test_a_failure_of_frisket_itself_under_json(frisket_says, run) -> None:
 
 def test_an_interrupted_run_says_how_to_go_on(frisket_says, run, tmp_path) -> None:
     run.fails = KeyboardInterrupt()
+    run.where_stopped = lambda folder: "It goes on after step 12 of 30"
     code, _, err = frisket_says("train", "--data", "d", "--out", str(tmp_path))
-    assert (code, err.replace("\n", "")) == (130, f"Stopped. Go on with: frisket train {tmp_path} --resume")
+    told = "Stopped. It goes on after step 12 of 30: frisket train"
+    assert (code, err.replace("\n", "")) == (130, f"{told} {tmp_path} --resume")
+    (spaced := tmp_path / "my run").mkdir()
+    code, _, err = frisket_says("train", "--data", "d", "--out", str(spaced), "--overfit", "4")
+    assert err.replace("\n", "").endswith(f": frisket train '{spaced}' --resume --overfit 4")
     code, _, err = frisket_says("train", "--data", "d", "--out", "out/x")
-    assert (code, err) == (130, "Stopped. Nothing was left behind.\n")
+    assert (code, err) == (130, "Stopped before the first checkpoint. Nothing was left behind.\n")
     code, out, _ = frisket_says("plan", "--data", "d", "--json")
     assert (code, json.loads(out)["error"]) == (130, {"type": "Interrupted", "message": "Stopped."})
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, "error"), ("info", "info")])
+def test_the_hubs_library_is_quiet_unless_asked(monkeypatch, before, after) -> None:
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "")  # so that what is set here goes again
+    monkeypatch.delenv("HF_HUB_VERBOSITY")
+    if before:
+        monkeypatch.setenv("HF_HUB_VERBOSITY", before)
+    monkeypatch.setattr(sys, "argv", ["frisket", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ["HF_HUB_VERBOSITY"] == after
 
 
 def test_help(frisket_says) -> None:
@@ -127,7 +147,25 @@ def test_each_verb_has_help_with_an_example(frisket_says, verb) -> None:
     code, out, _ = frisket_says(verb, "--help")
     assert code == 0
     assert "--json" in out
-    assert f"frisket {verb} " in out
+    assert f"\n  frisket {verb} " in out
+    assert not re.search(r"<(str|bool|int|float|path|list)\b|\[\[", out), "a type of Python"
+    flags = [line for line in out.splitlines() if re.match(r" +--(resume|json|help|chat|names|terminal) ", line)]
+    assert all(re.match(r" +--\w+ {2,}\w", line) for line in flags)
+    assert len(flags) >= 2
+
+
+def test_the_help_of_a_grid_names_a_knob_that_is_one(frisket_says) -> None:
+    _, out, _ = frisket_says("train", "--help")
+    (shown,) = set(re.findall(r"(\S+)=8,16\b", out.replace("\n", " ")))
+    assert shown in {knob.name for knob in knobs()}
+    assert "Usage: frisket train [RECIPE] [KEY=VALUE ...] [OPTIONS]" in out
+
+
+def test_the_help_tells_what_must_be_given_from_what_may(frisket_says) -> None:
+    assert "Usage: frisket migrate FILE [OPTIONS]" in frisket_says("migrate", "--help")[1]
+    _, out, _ = frisket_says("generate", "--help")
+    assert "Usage: frisket generate OUT [PROMPT ...] [OPTIONS]" in out
+    assert re.search(r"--temperature X +0: the most likely token each time. \[default: 0.0\]", out)
 
 
 def test_top_level_help_is_quick_and_loads_nothing_heavy() -> None:

@@ -1,6 +1,7 @@
 """The screen: plain lines, the live display, the final screen at several widths."""
 
 import io
+import time
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_a_second_stage_and_a_resumed_run_begin_anew() -> None:
         shown.step(record(step, total=2, loss=float(step)))
     shown.step(record(7, total=7, loss=9.0))
     closing = [line.strip() for line in file.getvalue().splitlines() if "trained" in line]
+    assert closing[0].startswith("trained 2 steps in ")
+    assert closing[2].startswith("trained 1 step (7 to 7) in 0.5 s")
     assert [line.partition(":")[2].split(",")[0] for line in closing] == [" loss 1.000 → 2.000"] * 2 + [
         " loss 9.000 → 9.000"
     ]
@@ -63,10 +66,29 @@ def test_progress_leaves_a_line_only_where_it_was_slow(monkeypatch: pytest.Monke
     with shown.progress("tokenise", 9000, "samples") as advance:
         now[0] = 16.0
         advance(4500)
-    assert [line.strip() for line in file.getvalue().splitlines()] == [
-        "tokenise: 4,500/9,000 samples · 16 s",
-        "tokenise: 4,500 samples · 16 s",
-    ]
+    assert file.getvalue().strip() == "tokenise: 4,500 samples · 16 s"
+
+
+def test_long_work_is_heard_of_in_a_pipe_even_while_nothing_is_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, file = plain()
+    monkeypatch.setattr(screen, "_PLAIN_SECONDS", 0.01)
+    now = [0.0]
+    monkeypatch.setattr(screen.time, "monotonic", lambda: now[0])
+
+    def wait_for(text: str) -> None:
+        until = time.perf_counter() + 5
+        while text not in file.getvalue() and time.perf_counter() < until:
+            time.sleep(0.005)
+        assert text in file.getvalue()
+
+    with shown.progress("measuring hold-out", 200, "samples") as advance:
+        now[0] = 10.0
+        wait_for("  measuring hold-out: 0/200 samples · 10 s\n")
+        advance(50)
+        wait_for("  measuring hold-out: 50/200 samples · 10 s · 5.000/s, 30 s left\n")
+    silent = len(file.getvalue())
+    time.sleep(0.05)
+    assert len(file.getvalue()) == silent, "it speaks after the work is over"
 
 
 def test_lines_are_shown_as_they_are_and_warnings_stand_out() -> None:
@@ -94,7 +116,7 @@ def test_the_live_panel_shows_bar_curve_and_rates_within_its_width(width: int) -
     text = capture.get()
     for part in (
         "training",
-        "1,009/12,000 steps · 20,000 real tokens/s · 1:31:36 left",
+        "1,009/12,000 steps · 20,000 real tokens/s · 1 h 31 min left",
         "loss 991.0000",
         "█",
         "60/600",
@@ -113,7 +135,7 @@ def test_the_live_display_ends_with_the_verb_even_after_an_error() -> None:
     assert shown._live is None
 
 
-@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
 def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
     shown, file = plain(width)
     shown.show_summary(SUMMARY, Path("out/demo"))
@@ -124,10 +146,12 @@ def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
         "1.2 %", "91.3 %", "88.9–93.4", "copy", "99.0 %", "3.410", "0.210",
         "bits/character", "1.920", "KL to the base", "0.021",
         "300", "30.0 %", "assistant 300", "7 samples", "800 computed + 100 shared",
-        "10,412 real, 3,102 supervised, 9,900 computed", "2:31 (training 1:55)", "120,000 of 2,800,000 weights (4.3 %)",
+        "10,412 real, 3,102 supervised, 9,900 computed", "2 min 31 s", "120,000 of 2,800,000 weights (4.3 %)",
         "seam passed", "out/demo/adapter", "out/demo/report.html", "frisket generate out/demo --chat",
     ):  # fmt: skip
         assert part in text, part
+    words = {word for line in text.splitlines() for word in line.split()}
+    assert {"bits/character", "88.9–93.4", "600"} <= words, "a word is broken"
     assert "Echo c" not in text
     assert "wanted: c" not in text
 
@@ -142,6 +166,38 @@ def test_too_few_samples_are_shown_without_an_interval() -> None:
     assert "hold-out loss 1 5.576 no interval 1.468 no interval" in lines
     assert "default KL to the base 4 – 0.500 no interval" in lines
     assert any("6 – 1.200 1.100–1.300" in line for line in lines)
+
+
+@pytest.mark.parametrize(("width", "is_stacked"), [(60, True), (80, False)])
+def test_a_table_that_would_break_words_puts_intervals_below(width: int, is_stacked: bool) -> None:
+    shown, file = plain(width)
+    side = {"bits_per_character_prose": 0.819, "bits_per_character_prose_interval": [0.726, 0.921]}
+    shown.show_summary({"learning": {"a-long-named-set": {"samples": 38, "before": side, "after": side}}}, Path("o"))
+    lines = file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    (first,) = [line for line in lines if "a-long-named-set" in line]
+    assert ("0.726–0.921" in first) != is_stacked
+    assert any("0.726–0.921" in line and "prose" in line for line in lines) == is_stacked
+
+
+def test_a_run_without_answers_to_check_shows_those_of_its_samples() -> None:
+    shown, file = plain()
+    said = {"prompt": "Sort b a", "reference": "a b", "before": "class X", "after": "a, b"}
+    shown.show_summary({"examples": [], "samples": {"prompts": 3, "examples": [said]}}, Path("o"))
+    for part in ("Sort b a", "class X", "a, b", "wanted: a b"):
+        assert part in file.getvalue()
+
+
+def test_of_a_resumed_run_this_part_and_the_whole_are_told_apart() -> None:
+    shown, file = plain(200)
+    resumed = {"step": 10, "steps": 5, "seconds": 2.5}
+    seconds = {"total": 9.0, "training": 3.0, "before": 4.0, "steps": 7.5}
+    rates = {"real_tokens_per_second": 100.0}
+    shown.show_summary({"steps": 15, "rates": rates, "seconds": seconds, "resumed": resumed}, Path("o"))
+    lines = [" ".join(line.split()) for line in file.getvalue().splitlines()]
+    assert "tokens/s 100 real, over all 15 steps" in lines
+    part = "4.0 s before the first step, 3.0 s training, with the evaluations between, 2.5 s in 5 steps"
+    assert f"time 9.0 s since the resume at step 10 ({part}); all 15 steps 7.5 s" in lines
 
 
 def test_a_sparse_summary_is_no_trouble() -> None:
@@ -164,7 +220,6 @@ def test_sparkline() -> None:
 
 
 def test_numbers_as_people_read_them() -> None:
-    assert [words.duration(s) for s in (0, 9.96, 59.7, 61, 3600)] == ["0.0 s", "10.0 s", "60 s", "1:01", "1:00:00"]
     assert [words.figure(v) for v in (0.0, -0.5, 1234.5, float("nan"))] == ["0", "-0.500", "1,234", "nan"]
     assert words.shorten("  ", 5) == "(nothing)"
     assert words.shorten("abcdefgh", 5) == "abcde…"

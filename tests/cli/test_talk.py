@@ -1,6 +1,7 @@
 """A conversation from a pipe: every command, both sides, interrupts, and what is asked of the model."""
 
 import io
+import json
 import sys
 from collections.abc import Callable
 
@@ -14,6 +15,7 @@ from frisket.cli.screen import Screen
 from frisket.cli.talk import Talk, Turn
 from frisket.generate.reply import Reply
 from frisket.generate.settings import GenerateSettings
+from frisket.run.system_message import SystemMessage
 
 from .conftest import FakeChat
 
@@ -117,6 +119,40 @@ def test_a_system_message_for_prompts_too(frisket_says):
     assert '"role": "system", "content": "s"' in " ".join(out.split())
 
 
+def test_the_system_message_of_training_is_used_and_said_unless_another_is_given(talk, run):
+    run.chat.system = SystemMessage("You are Pip.\nBe brief. ", 50, 50)
+    out = talk("one\n")
+    assert "system     You are Pip. Be brief. · as in all training samples; --system '' for none" in out
+    assert "tuned [2] You are Pip.\nBe brief. one" in out
+    for given, asked in (("", "tuned [1] one"), ("Rhyme. ", "tuned [2] Rhyme. one")):
+        out = talk("one\n", "--system", given)
+        assert asked in out
+        assert "training" not in out
+
+
+def test_a_system_message_of_most_samples_is_said_only(talk, run):
+    run.chat.system = SystemMessage("You are Pip. " * 9, 40, 50)
+    out = " ".join(talk("one\n").split())
+    assert "none; 40 of 50 training samples have one: You are Pip. You" in out
+    assert "… · --system TEXT" in out
+    assert "tuned [1] one" in out
+
+
+def test_prompts_get_the_system_message_of_training_too(run, frisket_says, monkeypatch, tmp_path):
+    chat = FakeChat(SystemMessage("You are Pip.", 50, 50))
+    monkeypatch.setattr(run, "open_run", lambda out, watcher: chat, raising=False)
+    own = {"messages": [{"role": "system", "content": "mine"}, {"role": "user", "content": "x"}]}
+    (tmp_path / "own.jsonl").write_text(json.dumps(own) + "\n")
+    _, out, err = frisket_says("generate", ".", "y", "--file", "own.jsonl", "--json")
+    first, second = (answer["messages"][0]["content"] for answer in json.loads(out)["answers"])
+    assert (first, second) == ("You are Pip.", "mine")
+    assert "as in all training samples" in err
+    _, _, err = frisket_says("generate", ".", "--file", "own.jsonl", "--json")
+    assert "training samples" not in err
+    _, out, _ = frisket_says("generate", ".", "y", "--system", "", "--json")
+    assert [message["role"] for message in json.loads(out)["answers"][0]["messages"]] == ["user"]
+
+
 def reply(text: str, interrupt_at: int | None = None) -> Reply:
     def tokens():
         for n, letter in enumerate(text):
@@ -141,7 +177,11 @@ def test_wide_terminals_show_two_columns_and_narrow_ones_two_blocks():
     assert any("tuned says" in line and "base says" in line for line in last.splitlines())
     assert all(len(line) <= shown_answers.WIDE for line in last.splitlines())
     assert last.count("word") == 80
-    assert not any("tuned says" in line and "base says" in line for line in drawn(80, *both()).splitlines())
+    narrow = drawn(80, *both()).splitlines()
+    assert not any("tuned says" in line and "base says" in line for line in narrow)
+    heads = [number for number, line in enumerate(narrow) if line.startswith(("tuned ──", "base ──"))]
+    assert [narrow[number + 1][:9] for number in heads] == ["tuned say", "base says"]
+    assert not any("──" in line for line in drawn(80, both()[0]).splitlines())
 
 
 def test_ctrl_c_stops_the_answer_in_the_making_only():

@@ -82,6 +82,34 @@ def test_generate_takes_prompts_from_options_files_and_stdin(frisket_says, monke
     assert (code, "No prompt is given" in err) == (2, True)
 
 
+def test_a_prompt_may_stand_behind_the_folder(frisket_says) -> None:
+    _, out, _ = frisket_says("generate", ".", "What is a frisket?", "--prompt", "And this?", "--json")
+    assert [entry["answer"][7:] for entry in json.loads(out)["answers"]] == ["What is a frisket?", "And this?"]
+    code, _, err = frisket_says("generate", "runs/a b", "Who?")
+    assert (code, "no such run folder" in err) == (2, True)
+    code, _, err = frisket_says("generate", ".", "What", "is", "it?")
+    assert (code, "a prompt is one word for the shell" in err) == (2, True)
+    assert "Put it in quotation marks: frisket generate . --prompt 'What is it?'" in err
+    code, _, err = frisket_says("generate", ".", "temperature=0.7")
+    assert code == 2
+    assert "generate has options where other verbs have key=value.\nWrite --temperature 0.7\n" in err
+    assert json.loads(frisket_says("generate", ".", "x=3?", "--json")[1])["answers"][0]["answer"] == "tuned: x=3?"
+    code, _, err = frisket_says("generate", ".", "x", "--chat")
+    assert (code, "it takes no --json, prompt or --file" in err) == (2, True)
+
+
+def test_exports_are_told_in_words_and_commands_are_never_broken(frisket_says, run, monkeypatch) -> None:
+    long = f"ollama create {'a' * 90} -f out/ollama/Modelfile"
+    facts = {"stop": ["<|end|>", "</s>"], "serving": {"reasons": []}, "create": long, "commands": ["one", "two"]}
+    monkeypatch.setattr(run, "export", lambda *given, **named: facts | {"exit_code": 2}, raising=False)
+    code, out, _ = frisket_says("export", ".", "--to", "ollama")
+    assert code == 2
+    assert "<|end|>, </s>" in out
+    assert not any(sign in out for sign in "[]{}")
+    assert {long, "one", "two"} <= set(out.splitlines())
+    assert json.loads(frisket_says("export", ".", "--json")[1])["stop"] == facts["stop"]
+
+
 def test_bad_lines_of_a_prompt_file_are_gathered(frisket_says) -> None:
     Path("p.jsonl").write_text('{"prompt": "x"}\n{"prompt": 3}\nnot json\n{"messages": []}\n')
     code, _, err = frisket_says("generate", ".", "--file", "p.jsonl")

@@ -241,7 +241,8 @@ def test_all_problems_of_all_sources_are_raised_once(tokenizer):
         make([[GOOD, UNREADABLE, NO_ANSWER], [NO_ANSWER, GOOD]], tokenizer)
     lines = str(error.value).splitlines()
     assert lines[0] == "3 of 5 samples cannot be used:"
-    assert "records:2: messages[1] has the unknown role 'nobody'" in lines[1]
+    assert "records:2: messages[0] has the unknown role 'nobody'" in lines[1]
+    assert lines[1].endswith("what this names: data.0.roles='{nobody: assistant}'")
     assert lines[2] == "  - records:3: nothing in it is supervised under 'assistant'"
     assert lines[3].startswith("  - records:1: nothing")
     assert lines[-1] == "Leave them out: data.0.bad=drop data.1.bad=drop"
@@ -260,8 +261,50 @@ def test_bad_samples_can_be_dropped_and_are_counted(tokenizer):
     assert ledger.dropped == dataset.dropped[1]["tokens"] > 0
     assert (ledger.samples["read"], ledger.samples["dropped"]) == (3, 2)
     assert_balanced(dataset)
-    with pytest.raises(DataError, match=r"data.0 \(memory\): all 2 samples were dropped; the first: records:1"):
+    with pytest.raises(DataError, match=r"data.0 \(memory\): all of 2 samples dropped; the first: records:1"):
         make([UNREADABLE, NO_ANSWER], tokenizer, bad="drop")
+
+
+def test_a_role_that_the_recipe_names_is_read(tokenizer):
+    rows = [{"messages": [{"role": "Customer", "content": "Q"}, {"role": "Agent Smith", "content": "A"}]}] * 2
+    named = make(rows, tokenizer, roles={"customer": "user", "agent smith": "assistant"})
+    plain = make(
+        [{"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}] * 2, tokenizer
+    )
+    assert [named[i].roles.tolist() for i in range(2)] == [plain[i].roles.tolist() for i in range(2)]
+    with pytest.raises(DataError, match=r"messages\[0\] has the unknown role 'Customer'"):
+        make(rows, tokenizer)  # the setting is part of what names the store
+
+
+def test_columns_that_nothing_uses_are_named_but_not_those_of_the_bundled_file(tokenizer):
+    assert make([{**row, "skill": "x"} for row in pairs(2)], tokenizer).notes == (
+        "data.0: columns not used for training: skill",
+    )
+    tokenizer.chat_template = CHATML
+    dataset = build(
+        [SourceSettings(path="bundled", limit=5)],
+        load_template(None, tokenizer),
+        tokenizer,
+        context=None,
+        seed=0,
+        hold_out_default=False,
+        check_of=lambda source, sequences: nothing_taught,
+        watcher=Silent(),
+    )
+    assert dataset.notes == ()
+
+
+def test_conversations_without_an_answer_at_their_end_are_found(tokenizer):
+    user, assistant = {"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}
+    rows = [
+        {"messages": [user, assistant]},
+        {"messages": [user, assistant, user]},
+        {"messages": [user, assistant, user, assistant]},
+        {"messages": [user, assistant, user]},
+        {"text": "raw"},
+    ]
+    dataset = make([rows[:4], rows[4:]], tokenizer)
+    assert [dataset.place(int(i)) for i in dataset.unanswered()] == ["records:2", "records:4"]
 
 
 def test_conversations_that_the_template_refuses_are_told_also_from_the_store(tokenizer):
@@ -274,7 +317,7 @@ def test_conversations_that_the_template_refuses_are_told_also_from_the_store(to
 
 
 def test_a_missing_end_token_is_told(tokenizer):
-    with pytest.raises(DataError, match=r"records:1: no end token follows message 2 \(assistant\)"):
+    with pytest.raises(DataError, match=r"records:1: no end token follows messages\[1\] \(assistant\)"):
         make([GOOD], tokenizer, template="{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
 
 
@@ -293,7 +336,7 @@ LONG = {"prompt": "Q", "completion": "long " * 60}
 
 def test_too_long_samples_are_an_error_that_gives_the_longest(tokenizer):
     with pytest.raises(
-        DataError, match=r"memory: 1 of 3 samples are longer than 50 tokens; the longest is records:3 with \d+ "
+        DataError, match=r"memory: 1 of 3 samples longer than 50 tokens; the longest is records:3 with \d+ "
     ) as error:
         make([*pairs(2), LONG], tokenizer, context=50)
     assert str(error.value).endswith("Leave them out: data.0.too_long=drop")
@@ -412,7 +455,7 @@ def test_samples_of_one_record_are_held_out_together():
 
 
 def test_holding_out_everything_is_refused(tokenizer):
-    with pytest.raises(ConfigError, match=r"data.0.hold_out = 5 keeps all 3 samples .*\n.*data.0.hold_out=0.1"):
+    with pytest.raises(ConfigError, match=r"data.0.hold_out = 5 keeps all of 3 samples .*\n.*data.0.hold_out=0.1"):
         make(pairs(3), tokenizer, hold_out=5)
 
 

@@ -175,7 +175,7 @@ def test_reasoning_of_earlier_turns_that_the_template_takes_out_is_counted(token
 def test_a_template_that_drops_a_message_is_refused(tokenizers):
     text = "{% for m in messages if m.role != 'tool' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     pairs = (("user", "a"), ("assistant", "b"), ("tool", "result"), ("assistant", "c"))
-    with pytest.raises(DataError, match=r"chats.jsonl:1: template .* leaves out the content of message 3 \(tool\)"):
+    with pytest.raises(DataError, match=r"chats.jsonl:1: template .* leaves out the content of messages\[2\] \(tool\)"):
         encoded_with(make(tokenizers, text), conversation(*pairs))
 
 
@@ -185,7 +185,7 @@ def test_a_template_that_ignores_tools_is_refused(tokenizers):
 
 
 def test_a_template_without_a_place_for_reasoning_is_refused(tokenizers):
-    with pytest.raises(DataError, match=r"leaves out the reasoning of message 2"):
+    with pytest.raises(DataError, match=r"leaves out the reasoning of messages\[1\]"):
         encoded_with(tokenizers["chatml"], conversation(("user", "a"), Message("assistant", "b", "why")))
 
 
@@ -343,7 +343,7 @@ def test_joined_rendering_is_prompt_completion_and_end_token(bos_tokenizer, rend
 
 
 def test_joined_rendering_has_no_place_for_calls(tokenizer):
-    with pytest.raises(DataError, match=r"message 2 has reasoning or tool calls, which only render=chat"):
+    with pytest.raises(DataError, match=r"messages\[1\] has reasoning or tool calls, which only render=chat"):
         encoded_with(tokenizer, conversation(("user", "a"), Message("assistant", "", None, (CALL,)), render="raw"))
 
 

@@ -45,7 +45,7 @@ def problem_of(record, **knobs) -> str:
     [
         (
             {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]},
-            "messages (messages)",
+            "messages",
             None,
         ),
         (
@@ -312,8 +312,11 @@ def test_a_hub_id_without_a_network_says_so(monkeypatch):
         raise ConnectionError("no route")
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(DataError, match=r"'someone/data' is no file here, .*no route\n.*needs a network"):
-        read_conversations(SourceSettings(path="someone/data"), 0)
+    with pytest.raises(
+        DataError,
+        match=r"'someone/data' is no file here, .*no route\n.*dataset someone/data --local-dir.*\n.*1\.path=FOLDER$",
+    ):
+        read_conversations(SourceSettings(path="someone/data"), 1)
 
 
 def test_bundled_data_reads():
@@ -327,6 +330,7 @@ def test_the_fingerprint_follows_data_and_the_settings_that_change_records():
     assert fingerprint([QA]) == fingerprint([dict(QA)])
     assert fingerprint([QA]) != fingerprint([{**QA, "completion": "B"}])
     assert fingerprint([QA]) != fingerprint([QA], system="S")
+    assert fingerprint([QA]) != fingerprint([QA], roles={"bot2": "assistant"})
     assert fingerprint([QA]) == fingerprint([QA], hold_out=0.5, weight=2, max_tokens=9, bad="drop")
 
 
@@ -386,6 +390,22 @@ def test_a_json_list_that_is_cut_off_names_its_line(tmp_path):
     assert (problem.place, problem.message[:14]) == (f"{file}:3", "not valid JSON")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"a": 1 "b": 2}', "not valid JSON: Expecting ',' delimiter at character 9"),
+        ('{"a": "b}', "not valid JSON: Unterminated string starting at character 7"),
+    ],
+)
+def test_bad_json_names_its_character_once(line, said, tmp_path):
+    (tmp_path / "d.jsonl").write_text(f"{line}\n")
+    (problem,) = read_conversations(SourceSettings(path=str(tmp_path / "d.jsonl")), 0).problems
+    assert problem.message == said
+    (tmp_path / "d.json").write_text(f"[\n{line}]")
+    (problem,) = read_conversations(SourceSettings(path=str(tmp_path / "d.json")), 0).problems
+    assert (problem.place, problem.message) == (f"{tmp_path / 'd.json'}:2", said)
+
+
 def test_rows_of_csv_with_other_columns(tmp_path):
     file = tmp_path / "bad.csv"
     file.write_text("prompt,completion\nQ,A\nQ\nQ,A,B\n")
@@ -397,7 +417,7 @@ def test_rows_of_csv_with_other_columns(tmp_path):
 
 def test_sources_that_are_not_there(tmp_path):
     for path, message in (
-        (tmp_path / "no.jsonl", "does not exist; data.N.path must be a file, a folder or a hub id"),
+        (tmp_path / "no.jsonl", "does not exist\nName a file, a folder or a hub id: data.0.path=FILE"),
         (tmp_path / "no" / "such" / "folder", "does not exist"),
         (tmp_path, "holds no data; it needs files ending in .jsonl"),
     ):
@@ -432,35 +452,41 @@ USER = {"role": "user", "content": "Q"}
     [
         ({"messages": "hello"}, "messages is text; it must be a list of messages"),
         ({"messages": []}, "messages is empty"),
-        ({"messages": [USER, "x"]}, "messages[2] is text; a message must be an object"),
+        ({"messages": [USER, "x"]}, "messages[1] is text; a message must be an object"),
         (
             {"messages": [{"role": "asistant", "content": "A"}]},
-            "messages[1] has the unknown role 'asistant'; known are",
+            "messages[0] has the unknown role 'asistant'; known are",
         ),
-        ({"messages": [{"role": "asistant", "content": "A"}]}, "(nearest: 'assistant')"),
-        ({"messages": [{"content": "A"}]}, "messages[1] has the unknown role None"),
-        ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "messages[2] (assistant) is empty"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[1] (user) is empty"),
-        ({"messages": [{"role": "user", "content": 5}]}, "the content of messages[1] is a number"),
+        ({"messages": [{"role": "narrator", "content": "A"}]}, "this names: data.N.roles='{narrator: assistant}'"),
+        ({"messages": [{"role": "usr 1", "content": "A"}]}, """data.N.roles='{"usr 1": user}'"""),
+        ({"prompt": {"role": "x", "content": "A"}, "completion": "B"}, "prompt has the unknown role 'x'"),
+        (
+            {"instruction": "Q", "output": "A", "history": [["a", "b"], ["a", " "]]},
+            "history[1][1] (assistant) is empty",
+        ),
+        ({"messages": [{"content": "A"}]}, "messages[0] has no role; it must be system, user, assistant or tool"),
+        ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "messages[1] (assistant) is empty"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0] (user) is empty"),
+        ({"messages": [{"role": "user", "content": 5}]}, "the content of messages[0] is a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content part of type 'image_url'"),
-        ({"messages": [{**USER, "train": 1, "weight": 2}]}, "messages[1] has two weights, 'train' and 'weight'"),
+        ({"messages": [{**USER, "train": 1, "weight": 2}]}, "messages[0] has two weights, 'train' and 'weight'"),
         (
             {"messages": [{**USER, "weight": float("nan")}]},
-            "'weight' of messages[1] is nan; it must be a finite number",
+            "'weight' of messages[0] is nan; it must be a finite number",
         ),
-        ({"messages": [{**USER, "train": 0.5}]}, "'train' of messages[1] is 0.5; it must be 0 or 1"),
-        ({"messages": [{**USER, "loss": "yes"}]}, "'loss' of messages[1] is 'yes'"),
+        ({"messages": [{**USER, "train": 0.5}]}, "'train' of messages[0] is 0.5; it must be 0 or 1"),
+        ({"messages": [{**USER, "loss": "yes"}]}, "'loss' of messages[0] is 'yes'"),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"x": 1}]}]},
-            "a tool call of messages[1] has no function name",
+            "a tool call of messages[0] has no function name",
         ),
-        ({"messages": [{"role": "assistant", "tool_calls": "f()"}]}, "tool_calls of messages[1] is text"),
+        ({"messages": [{"role": "assistant", "tool_calls": "f()"}]}, "tool_calls of messages[0] is text"),
         (
             {"messages": [{"role": "assistant", "content": "A", "reasoning": 3}]},
-            "the reasoning of messages[1] is a number",
+            "the reasoning of messages[0] is a number",
         ),
         ({"messages": [USER], "tools": "f"}, "tools is text; it must be a list of objects"),
-        ({"conversations": [{"from": "function_call", "value": "f"}]}, "function call of conversations[1] is not JSON"),
+        ({"conversations": [{"from": "function_call", "value": "f"}]}, "function call of conversations[0] is not JSON"),
         ({"instruction": "", "output": "A"}, "instruction is empty"),
         ({"instruction": "Q", "output": ["A"]}, "output is a list; it must be text"),
         ({"instruction": "Q", "output": "A", "history": ["a"]}, "history must be a list of pairs"),

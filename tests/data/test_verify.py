@@ -105,7 +105,7 @@ def test_shifted_offsets_are_told(monkeypatch):
     assert len(make(pairs(1), tokenizer)) == 1
     monkeypatch.setattr(codec, "placed", shifted(codec, 1))
     with pytest.raises(
-        DataError, match=r"records:1: the tokens of message \d \((user|assistant)\) read '.*' where the"
+        DataError, match=r"records:1: the tokens of messages\[\d\] \((user|assistant)\) read '.*' where the"
     ):
         make(pairs(2, "other")[1:], tokenizer)
 
@@ -115,7 +115,8 @@ def test_a_decoder_that_loses_text_is_told():
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.backend_tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip("!", 0, 1)])
     with pytest.raises(
-        DataError, match=r"records:1: the tokens of message 2 \(assistant\) read '.*' where the rendering has '.*gone!'"
+        DataError,
+        match=r"records:1: the tokens of messages\[1\] \(assistant\) read '.*' where the rendering has '.*gone!'",
     ):
         make([{"prompt": "Q", "completion": "It is gone!"}], tokenizer)
 
@@ -125,7 +126,7 @@ def test_unknown_tokens_are_counted_and_said_once():
     dataset = make(rows, sentencepiece(byte_fallback=False))
     assert len(dataset) == 4
     assert dataset.notes == (
-        "data.0: 2 samples hold text that the tokenizer has no token for; it writes <unk> (2 tokens; the first at "
+        "data.0: text that the tokenizer has no token for in 2 samples; it writes <unk> (2 tokens; the first at "
         "records:3)",
     )
     assert make(rows, sentencepiece(byte_fallback=True)).notes == ()
@@ -134,8 +135,8 @@ def test_unknown_tokens_are_counted_and_said_once():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ("m.content | upper", r"message 1 \(user\): it writes 'QUESTION 0\?' where the data has 'Question 0\?'"),
-        ("m.content | replace('Question', 'Frage')", r"message 1 \(user\): it writes 'Frage 0\?' where"),
+        ("m.content | upper", r"messages\[0\] \(user\): it writes 'QUESTION 0\?' where the data has 'Question 0\?'"),
+        ("m.content | replace('Question', 'Frage')", r"messages\[0\] \(user\): it writes 'Frage 0\?' where"),
     ],
 )
 def test_a_template_that_changes_what_was_written_is_told(change, said):

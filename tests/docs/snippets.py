@@ -31,7 +31,7 @@ from frisket.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 NOT_RUN = {"log.md", "templates.md", "models.md", "papers.md"}  # records and generated tables: no commands
-OTHER_PROGRAMS = {"pip", "make", "ollama", "vllm", "python", "git", "cd", "source"}
+OTHER_PROGRAMS = {"pip", "make", "ollama", "vllm", "python", "python3", "git", "cd", "source"}
 FENCE = re.compile(r"(?:<!-- snippet: (\S+) -->\s+)?^( *)```([^\n`]*)\n(.*?)^\2```$", re.MULTILINE | re.DOTALL)
 HUB_ID = re.compile(r"\b(?:Qwen|meta-llama|google|mistralai|HuggingFaceTB|openai)/[\w.-]+")
 TRAINS_SHORT = (
@@ -138,7 +138,7 @@ def _read_as(block: Block, name: str) -> None:
     Path("records.jsonl").write_text(block.text * 20)
     with redirect_stdout(io.StringIO()) as printed:
         assert run_words(["plan", "--model", "bundled", "--data", "records.jsonl", "data.0.hold_out=0"]) == 0, block
-    assert f"records.jsonl: {name}" in printed.getvalue(), f"{block}: {printed.getvalue()}"
+    assert f"records.jsonl: read as {name}" in printed.getvalue(), f"{block}: {printed.getvalue()}"
 
 
 def _migrate(block: Block, tool: str) -> None:

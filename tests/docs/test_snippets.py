@@ -26,6 +26,9 @@ def files(tmp_path_factory) -> Path:
     ]
     _write(folder / "chats.jsonl", chats)
     _write(folder / "more.jsonl", chats[:20])
+    own = {"user": "customer", "assistant": "agent"}
+    support = [{"messages": [m | {"role": own[m["role"]]} for m in chat["messages"]]} for chat in chats]
+    _write(folder / "support.jsonl", support)
     _write(folder / "questions.jsonl", [{"question": f"What is {n}?", "answer": f"#### {n}"} for n in range(30)])
     for name in ("gsm8k_train.jsonl", "gsm8k_test.jsonl"):
         shutil.copy(folder / "questions.jsonl", folder / name)

@@ -46,8 +46,9 @@ def test_unrelated_text_gives_nothing():
     found = one(texts("train", 200, rng), texts("eval", 50, rng))
     assert (found.whole, found.prompt, found.answer, found.worst) == (Share(0, 0), Share(0, 0), Share(0, 0), ())
     assert found.sentence() == (
-        "None of 50 evaluation samples shares a fifth of its words with the 200 training samples."
+        "None of 50 evaluation samples is trained on as well, whole or by a fifth of its words."
     )
+    assert found.action() == ""
 
 
 def test_one_changed_word_costs_one_word():
@@ -88,10 +89,13 @@ def test_short_samples_are_compared_as_a_whole_and_signs_count():
     found = one(train, samples)
     assert (found.duplicates, found.same_prompt, found.short) == (1, 2, 4)
     assert [(match.name, match.train) for match in found.worst] == [("e:2", "t:1"), ("e:3", "t:2")]
-    assert found.sentence().startswith("1 of 4 evaluation samples is in the training data word for word; 2 share")
-    assert found.sentence().endswith(
-        "2 have a prompt that was trained on. 4 without a run of 13 words: only compared as a whole."
+    assert found.sentence() == (
+        "2 of 4 evaluation samples are trained on as well (1 word for word, 1 with another answer): that score shows "
+        "memory, not learning."
     )
+    assert "(first: e:2, trained on as t:1), or measure on a file of its own" in found.action()
+    (clean,) = overlaps(train, {"clean": samples[3:]}).values()
+    assert clean.sentence().endswith("(1 under 13 words, compared only as wholes).")
 
 
 def test_a_template_that_everything_shares_is_boilerplate():

@@ -31,6 +31,7 @@ from frisket.types import Leaf, Rows, Sequence
 LENGTHS = [7, 3, 12, 1, 16, 3]
 NOTHING = 1e-12  # of the largest gradient; below it there is only rounding (softmax takes no notice of key biases)
 VOCABULARY = 3072  # the bundled tokenizer's
+RANK = 16
 METHODS = ("lora", "full")
 
 
@@ -177,7 +178,7 @@ def save_base(name: str, folder: Path) -> None:
 def train(name: str, method: str, base: Path, out: Path) -> Trained:
     """Train four steps on the conversations, and read what was saved without frisket."""
     recipe = {
-        "adapt": {"method": method},
+        "adapt": {"method": method} | ({"rank": RANK} if method == "lora" else {}),
         "train": {
             "max_steps": 4,
             "step_tokens": 200,

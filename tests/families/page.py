@@ -104,7 +104,8 @@ def _runs(found: dict) -> list[str]:
             words += [f"{run['first']:.2f} → {run['last']:.2f}", f"{run['apart']:.1e}"]
         lines.append("| " + " | ".join(words) + " |\n")
     lines.append(
-        "\n`adapt.where` is the default, all-linear for LoRA and all for full fine-tuning. All-linear leaves out the\n"
+        f"\n`adapt.where` is the default, all-linear for LoRA (rank {measure.RANK}) and all for full fine-tuning. "
+        "All-linear leaves out the\n"
     )
     return [*lines, "`out_proj` of Mamba layers, which their fused kernels read past any adapter; the run says so.\n"]
 

@@ -92,7 +92,9 @@ def test_pickled_weights_are_not_read(folder):
 
 def test_a_hub_id_is_not_a_folder():
     load.check_folder("somebody/something")
-    with pytest.raises(ConfigError, match=r"model\.path = 'somebody/something' cannot be loaded"):
+    with pytest.raises(
+        ConfigError, match=r"(?s)'somebody/something' cannot be loaded.*model\.path=FOLDER.*HF_HOME.*hf auth login$"
+    ):
         load.load_config(ModelSettings(path="somebody/something"))
 
 

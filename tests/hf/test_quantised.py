@@ -9,13 +9,18 @@ import numpy as np
 import pytest
 import torch
 from tests.models import samples, tiny
+from transformers import AutoTokenizer, PreTrainedModel
 
+import frisket
+from frisket import bundled
 from frisket.adapt.methods import Full, LnTuning, Lora
+from frisket.adapt.peft import load_adapter
 from frisket.attend.pack import pack
 from frisket.errors import ConfigError, UnsupportedError
 from frisket.hf import load, quantised
 from frisket.hf.heads import logits_of
 from frisket.hf.settings import ModelSettings
+from frisket.run.opening import open_folder
 from frisket.train.checks import check_model
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
@@ -223,11 +228,53 @@ def test_a_model_handed_over_must_be_quantised_as_the_recipe_says(folder):
     plain, four = loaded(folder, "none"), loaded(folder, "4bit")
     quantised.refuse_given("none", plain)
     quantised.refuse_given("4bit", four)
-    quantised.refuse_given("none", four)
+    quantised.refuse_given("none", four, stored="4bit")
     with pytest.raises(ConfigError, match=r"model.load = 4bit: .* handed over is not quantised.*\nUse model.load=none"):
         quantised.refuse_given("4bit", plain)
-    with pytest.raises(ConfigError, match="handed over is 4bit quantised"):
+    with pytest.raises(ConfigError, match=r"handed over is 4bit quantised, and .* on a 8bit base"):
         quantised.refuse_given("8bit", four)
+    with pytest.raises(
+        ConfigError, match=r"load = none: .* is 4bit quantised, .* on unquantised weights.*\nUse .*=4bit,"
+    ):
+        quantised.refuse_given("none", four)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("other", [{"bnb_4bit_quant_type": "fp4"}, {"bnb_4bit_use_double_quant": False}])
+def test_codes_that_cannot_be_made_again_are_refused(folder, other):
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    own = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    same, given = (
+        AutoModelForCausalLM.from_pretrained(folder, quantization_config=BitsAndBytesConfig(**(own | changed)))
+        for changed in ({}, other)
+    )
+    quantised.refuse_given("4bit", same)
+    quantised.refuse_given("none", given, stored="4bit")
+    with pytest.raises(ConfigError, match=r"has other 4-bit codes than NF4 .*\nGive model.path and no model"):
+        quantised.refuse_given("4bit", given)
+
+
+@needs_bitsandbytes
+def test_a_quantised_model_in_python_is_trained_as_what_it_is_or_not_at_all(tmp_path):
+    """What is opened later computes what was trained: the same 4-bit base below the adapter."""
+    words = AutoTokenizer.from_pretrained(bundled.base_path())
+    records = [{"prompt": f"a {n}", "completion": "b"} for n in range(6)]
+    settings = {"evaluate": "off", "train": {"max_steps": 1, "step_tokens": 64, "compute": "fp32"}}
+
+    def four() -> PreTrainedModel:
+        return load.load_model(ModelSettings(path="bundled", load="4bit"), torch.float32, CPU)
+
+    with pytest.raises(ConfigError, match=r"Use model.load=4bit, or hand over"):
+        frisket.finetune(settings, model=four(), tokenizer=words, data=records, out=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+    given = settings | {"model": {"load": "4bit"}}
+    frisket.finetune(given, model=four(), tokenizer=words, data=records, out=tmp_path / "four")
+    opened = open_folder(tmp_path / "four", compute="fp32").model
+    again = four()
+    load_adapter(again, tmp_path / "four" / "adapter")
+    assert torch.equal(logits(opened), logits(again.eval()))
+    assert quantised.quantised_layers(opened)
 
 
 @needs_bitsandbytes

@@ -17,7 +17,7 @@ from frisket.data.tokens import codec_of
 from frisket.errors import ConfigError
 from frisket.hf import load, tokens
 from frisket.hf.forward import hidden_states
-from frisket.hf.heads import head_of
+from frisket.hf.heads import head_of, logits_of
 from frisket.hf.settings import ModelSettings
 
 WORDS = ["a", "b", "<unk>", "<s>", "</s>", *pre_tokenizers.ByteLevel.alphabet()]
@@ -107,6 +107,38 @@ def test_padding_is_no_other_end_either(tmp_path):
     everything = tokens.prepare(tokenizer(specials, pad_token="<pad>"), ModelSettings(), ends=(BEFORE,))
     assert everything.tokenizer.pad_token is None
     assert prepared(tokenizer(specials, pad_token="<|end|>"), template=str(tmp_path / "gone")).lines == ()
+
+
+def brought(**names):
+    """As Qwen2's class brings ``<|endoftext|>``: a padding token behind all rows of a model with its own vocabulary."""
+    made = tokenizer(("<|free|>", "<|reserved_0|>", "<|reserved_1|>", "<|brought|>"), **names)
+    made.pad_token = "<|brought|>"
+    return made
+
+
+def test_padding_has_a_row():
+    for names in ({}, {"unk_token": "<unk>"}):
+        made = tokens.prepare(brought(**names), ModelSettings(), rows=BEFORE + 2)
+        assert made.lines == ("padding: <|brought|> has no row; now <|reserved_0|>",)
+        assert made.tokenizer.pad_token_id == BEFORE + 1
+    made = tokens.prepare(brought(unk_token="<unk>"), ModelSettings(), rows=BEFORE)
+    assert made.tokenizer.pad_token == "<unk>"
+    made = tokens.prepare(tokenizer(RESERVED, unk_token=RESERVED[3]), ModelSettings(), rows=BEFORE)
+    assert made.lines == ("padding: the tokenizer has none; left without one, since no token is free for it",)
+    grown = tokens.prepare(tokenizer(("<|free|>",)), ModelSettings(add_tokens=("<pad>",)), rows=BEFORE + 1)
+    assert (grown.tokenizer.pad_token, grown.tokenizer.pad_token_id) == ("<pad>", BEFORE + 1)
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_the_rows_are_those_of_the_model_s_files(tmp_path, is_stored):
+    """Beside trained weights a padding token may stand on a row that was added."""
+    brought().save_pretrained(tmp_path / "tokenizer")
+    tiny(dtype=torch.float32, vocab_size=BEFORE + 2).save_pretrained(tmp_path / "model")
+    settings = ModelSettings(path=str(tmp_path / "model"), tokenizer=str(tmp_path / "tokenizer"))
+    chosen = load.load_tokenizer(settings, is_stored=is_stored).pad_token
+    assert chosen == ("<|brought|>" if is_stored else "<|reserved_0|>")
+    nowhere = settings.model_copy(update={"path": str(tmp_path / "nowhere")})
+    assert load.load_tokenizer(nowhere).pad_token == "<|brought|>"
 
 
 def test_the_ends_of_a_model_are_those_of_its_generation_config(tmp_path):
@@ -268,3 +300,13 @@ def test_a_padding_token_without_a_row_is_named_in_no_configuration(padding, nam
     model = tiny("qwen2", torch.float32)
     tokens.share_padding(model, SimpleNamespace(pad_token_id=padding))
     assert model.config.pad_token_id == model.generation_config.pad_token_id == named
+
+
+def test_a_text_model_within_a_larger_one_keeps_the_row_that_it_puts_where_images_stand():
+    model = tiny("gemma4_image", torch.float32, pad_token_id=3)
+    tokens.share_padding(model, SimpleNamespace(pad_token_id=None))
+    assert model.config.text_config.pad_token_id == 3
+    assert model.config.pad_token_id is None
+    assert logits_of(model, ROWS).isfinite().all()
+    tokens.share_padding(model, SimpleNamespace(pad_token_id=5))
+    assert model.config.text_config.pad_token_id == model.config.pad_token_id == 5

@@ -13,7 +13,7 @@ from lab import default_rates
 def runs(name: str, default: float, best: float, trl: float) -> list[dict]:
     """One set: all of the grid at 3.0 but its second point."""
     loss = {"default": default, **dict.fromkeys(GRID, 3.0), **dict.fromkeys(TRL, trl), list(GRID)[1]: best}
-    return [{"set": name, "arm": arm, "tokens": 10, "loss": loss[arm]} for arm in ARMS]
+    return [{"set": name, "arm": arm, "tokens": 10, "shuffle": 0, "loss": loss[arm]} for arm in ARMS]
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,10 @@ def test_the_default_is_held_against_the_best_point_and_every_trl_run(default, t
 
 def test_an_incomplete_set_is_not_judged() -> None:
     whole = runs("GSM8K", 2.0, 2.0, 2.5)
-    assert verdicts(whole[:-1], tokens=10) == verdicts(whole, tokens=11) == []
+    assert verdicts(whole[:-1], tokens=10) == verdicts(whole, tokens=11) == verdicts(whole, 10, shuffle=1) == []
+    assert verdicts(whole[1:], tokens=10) == []
+    (without_trl,) = verdicts(whole[: -len(TRL)], tokens=10)
+    assert without_trl["trl"] == {}
 
 
 def test_the_table_counts_sets() -> None:

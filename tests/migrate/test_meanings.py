@@ -171,8 +171,7 @@ def test_a_value_that_asks_for_the_contrary_is_not_answered_with_default(
         ("message_field_training: training", "message_field_training", "not supported", "rename it in the data to 'tr"),
         ("message_field_training_detail: spans", "message_field_training_detail", "not supported", "by characters"),
         ("roles: {assistant: [gpt, model]}", "roles.assistant", "default", ""),
-        ("roles: {assistant: [agent, gpt]}", "roles.assistant", "not supported", "called [agent] in the data"),
-        ("roles: {assistant: [human]}", "roles.assistant", "not supported", "called [human] in the data"),
+        ("roles: {critic: [agent]}", "roles.critic", "not supported", ""),
     ],
 )
 def test_names_inside_axolotls_messages(tmp_path: Path, entry: str, key: str, outcome: str, checked: str) -> None:
@@ -180,6 +179,17 @@ def test_names_inside_axolotls_messages(tmp_path: Path, entry: str, key: str, ou
     assert migration.answers[f"datasets[0].{key}"].outcome == outcome
     checks = [check for check in migration.checks if check.startswith("data.0: ")]
     assert [checked in check for check in checks] == ([True] if checked else [])
+
+
+def test_names_of_roles_are_taken_over(tmp_path: Path) -> None:
+    entry = "roles: {assistant: [agent, gpt, human], user: client}"
+    migration = migrated(tmp_path, AXOLOTL.replace("type: chat_template", f"type: chat_template, {entry}"))
+    assert migration.answers["datasets[0].roles.assistant"].outcome == "mapped"
+    assert recipe_of(tmp_path, migration).data[0].roles == {
+        "agent": "assistant",
+        "human": "assistant",
+        "client": "user",
+    }
 
 
 def test_the_roles_that_the_tables_know_are_those_that_are_read() -> None:
@@ -200,8 +210,8 @@ def test_the_roles_that_the_tables_know_are_those_that_are_read() -> None:
                 "columns": {"messages": "talk"},
                 "tags": {"role_tag": "speaker", "content_tag": "content", "user_tag": "customer", "system_tag": None},
             },
-            {"messages": "talk"},
-            ["'speaker'", "'customer'"],
+            {"messages": "talk", "roles": {"customer": "user"}},
+            ["'speaker'"],
         ),
     ],
 )

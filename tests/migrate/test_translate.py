@@ -26,6 +26,33 @@ def test_every_key_gets_an_answer_and_the_recipe_loads(tmp_path: Path, tool: str
     assert recipe_of(tmp_path, migration).data
 
 
+@pytest.mark.parametrize("tool", BY_TOOL)
+def test_every_knob_of_the_recipe_stands_beside_a_key(tmp_path: Path, tool: str) -> None:
+    migration = migrated(tmp_path, BY_TOOL[tool])
+    texts = [answer.text for answer in [*migration.answers.values(), *migration.assumed.values()]]
+    several = sum(knob.endswith(".path") and knob.startswith("data.") for knob in migration.knobs) > 1
+    for knob, value in migration.knobs.items():
+        name = re.sub(r"^data\.\d+", "data.N", knob) if several and not any(knob in text for text in texts) else knob
+        assert any(name in text for text in texts), (knob, value)
+
+
+def test_one_source_is_called_by_its_number(tmp_path: Path) -> None:
+    one = "base_model: m\ndatasets: [{path: d}]\nadapter: lora\nsequence_len: 64\nval_set_size: 0.1\n"
+    migration = migrated(tmp_path, one)
+    assert migration.answers["val_set_size"].text == "data.0.hold_out = 0.1"
+    assert migration.answers["sequence_len"].text == (
+        "data.0.max_tokens = 64; attend.row_tokens = 64 (rows of that length); "
+        "data.0.too_long = drop (what happens to longer ones, as before)"
+    )
+    assert not any("data.N." in answer.text for answer in migration.answers.values())
+
+
+def test_packages_that_the_recipe_needs_are_named(tmp_path: Path) -> None:
+    checks = migrated(tmp_path, AXOLOTL).checks
+    assert any(check.endswith("pip install 'frisket[quantised]'") for check in checks)
+    assert any(check.endswith("pip install 'frisket[wandb]'") for check in checks)
+
+
 def test_an_axolotl_qlora_file(tmp_path: Path) -> None:
     migration = migrated(tmp_path, AXOLOTL)
     recipe = recipe_of(tmp_path, migration)
@@ -309,7 +336,7 @@ def test_what_trl_teaches_unasked_is_said(tmp_path: Path) -> None:
 
 def test_layers_that_trl_leaves_to_peft_are_said(tmp_path: Path) -> None:
     migration = migrated(tmp_path, "model_name_or_path: m\ndataset_name: d\nuse_peft: true\n")
-    assert any("['*.q_proj', '*.v_proj']" in check for check in migration.checks)
+    assert any("""'adapt.where=["*.q_proj", "*.v_proj"]'""" in check for check in migration.checks)
 
 
 def test_a_published_result_is_whole() -> None:

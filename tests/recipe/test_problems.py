@@ -1,5 +1,6 @@
 """What is said about unknown keys and unfit values."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,11 @@ def test_every_name_of_another_tool_leads_to_its_knob() -> None:
 @pytest.mark.parametrize(
     ("word", "message", "fix"),
     [
+        (
+            "data=[{path: d, roles: {agent: asistant}}]",
+            "data.0.roles.agent = 'asistant' (override) must be 'system', 'user', 'assistant' or 'tool'",
+            "data.0.roles.agent=assistant",
+        ),
         (
             "train.learning_rate=fast",
             "= 'fast' (override) must be a number above 0 or 'auto'",
@@ -142,7 +148,7 @@ def test_the_fixes_work() -> None:
         "adapt.method=loar",
         *ROLES,
     ):
-        load_recipe(None, [refused(wrong).splitlines()[-1]])
+        load_recipe(None, shlex.split(refused(wrong).splitlines()[-1]))  # as a shell reads it
 
 
 def test_all_problems_of_a_file_are_gathered_with_their_lines(tmp_path: Path) -> None:

@@ -62,6 +62,12 @@ def test_legend_names_every_weight_on_the_page(rows, read):
         assert said in text
 
 
+def test_legend_tells_the_sums_of_shared_tokens_from_what_one_sample_gives(read):
+    text = " ".join(read(mask_fragment([forest()])).text.split())
+    assert "weight 1; where samples share a token, the sum of theirs: 2" in text
+    assert "A coloured token is taught" in text
+
+
 def test_totals_equal_the_values(rows, read):
     found = {t.name: t for t in totals(rows)}
     real = [(row, i) for row in rows for i, s in enumerate(row.segments) if s >= 0]
@@ -295,7 +301,7 @@ def test_lines_break_after_newlines_and_nowhere_else(packed):
 
 
 def test_the_page_says_what_another_policy_keeps(read):
-    said = "Any other policy is shown with the recipe's own roles, rules and weights."
+    said = "show what other policies would teach, with the recipe's own roles, rules and weights."
     assert said in read(mask_fragment([forest()])).text
     alone = replace(forest(), policies={"assistant": forest().own})
     assert said not in read(mask_fragment([alone])).text

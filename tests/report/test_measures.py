@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from frisket.report.measures import Figure, Measure, measures
+from frisket.report.measures import Figure, Measure, forgotten, measures
 
 
 def test_metrics_come_with_their_intervals_and_the_telling_ones_first():
@@ -17,6 +17,35 @@ def test_metrics_come_with_their_intervals_and_the_telling_ones_first():
     assert found[0].before == Figure(0.1, 0.0, 0.2)
     assert found[1].before is None
     assert found[2].change == "−1"
+
+
+def texts(verdict: str | None, kl: float | None = 0.5) -> dict:
+    """A set of forgetting as a run leaves it."""
+    prose, before, after = "bits_per_character_prose", {}, {}
+    if kl is not None:
+        before, after = {"kl": 0.0}, {"kl": kl}
+    difference = {} if verdict is None else {f"{prose}_verdict": verdict}
+    return {"before": before | {prose: 2.0}, "after": after | {prose: 2.5}, "difference": difference}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "told"),
+    [
+        ("worse", "Forgetting is clear: prose 2 → 2.5 bits per character (+25 %); KL from the base 0.5 nats a token"),
+        ("same", "Forgetting: no clear loss: prose 2 → 2.5 bits per character (+25 %, no clear change); KL from"),
+        ("better", "Forgetting: no clear loss: prose 2 → 2.5 bits per character (+25 %, better); KL from the base"),
+        (None, "Forgetting: too few samples for a verdict: prose 2 → 2.5 bits per character (+25 %); KL from"),
+    ],
+)
+def test_what_was_forgotten_is_one_sentence(verdict, told):
+    assert forgotten("default", texts(verdict)).startswith(told)
+
+
+def test_kl_alone_decides_nothing_and_other_sets_are_named():
+    alone = {"before": {"kl": 0.0}, "after": {"kl": 0.5}, "difference": {"kl_verdict": "worse"}}
+    assert forgotten("default", alone).startswith("Forgetting: no text was measured: KL from the base 0.5")
+    assert forgotten("german", texts("worse", kl=None)).startswith("Forgetting (german) is clear: prose 2")
+    assert forgotten("default", {}) == ""
 
 
 @pytest.mark.parametrize(

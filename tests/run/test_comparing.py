@@ -121,13 +121,49 @@ def test_a_single_run_keeps_its_own_interval(six, tmp_path) -> None:
     assert result["arms"][0]["measures"]["hold-out loss"]["interval"] == [1.9, 2.1]
 
 
+def test_settings_that_differ_are_shown_and_those_that_nobody_asked_for_named(tmp_path) -> None:
+    folders = []
+    for rank, rate in ((8, 0.012), (16, 0.0059)):
+        train = {"seed": 0, "learning_rate": rate, "save_every": 0.1 * rank}
+        place = run_folder(tmp_path / f"r{rank}", rank=rank, train=train)
+        summary = json.loads((place / "summary.json").read_text())
+        settled = {"learning_rate": rate, "learning_rate_why": "the method's own", "step_tokens": 1024}
+        (place / "summary.json").write_text(json.dumps(summary | {"train": settled}))
+        folders.append(place)
+    result = compare_runs(folders, page=tmp_path / "compare.html")
+    assert [(each["name"], list(each["values"].values()), each["asked"]) for each in result["settings"]] == [
+        ("adapt.rank", ["8", "16"], True),
+        ("adapt.alpha", ["16", "32"], False),
+        ("train.learning_rate", ["0.012", "0.0059"], False),
+    ]
+    assert result["unasked"] == (
+        "adapt.alpha and train.learning_rate differ too, though nobody asked for that. "
+        "To hold them: adapt.alpha=16 train.learning_rate=0.012"
+    )
+    page = (tmp_path / "compare.html").read_text()
+    assert "follows from the others" in page
+    assert "To hold them: adapt.alpha=16" in page
+
+
+def test_a_rate_that_was_asked_for_is_no_surprise(tmp_path) -> None:
+    adapt = {"method": "lora", "rank": 8, "alpha": 16}
+    one, other = (
+        run_folder(tmp_path / str(rate), adapt=adapt, train={"learning_rate": rate, "seed": 0}) for rate in (0.01, 0.02)
+    )
+    result = compare_runs([one, other], page=tmp_path / "compare.html")
+    assert [(each["name"], each["asked"]) for each in result["settings"]] == [("train.learning_rate", True)]
+    assert result["unasked"] == ""
+
+
 UNEQUAL = {
     "training tokens with seed 0: a 1,000, b 1,020": {"tokens": 1020},
     "base model: a bundled, b other": {"model": {"path": "other"}},
     "evaluation sets: a hold-out .20 samples. . default": {
         "evaluate": {"learning": [{"name": "hold-out", "path": "y"}]}
     },
-    "data that the hold-out is drawn from: a d, b e": {"data": "e"},
+    "the hold-out with seed 0, drawn from the training data, .* .fingerprints.: a d, b 0123456789$": {
+        "data": "0123456789" * 6
+    },
     "seeds, which draw the hold-out, none in common": {"seed": 1},
 }
 
@@ -135,7 +171,7 @@ UNEQUAL = {
 @pytest.mark.parametrize("named", UNEQUAL)
 def test_unequal_budgets_are_refused_unless_asked_for(named: str, tmp_path) -> None:
     pair = [run_folder(tmp_path / "a", rank=4), run_folder(tmp_path / "b", **UNEQUAL[named])]
-    with pytest.raises(ConfigError, match=named.replace("+", r"\+")) as caught:
+    with pytest.raises(ConfigError, match=f"(?m){named}".replace("+", r"\+")) as caught:
         compare_runs(pair, page=tmp_path / "compare.html")
     assert str(caught.value).endswith("To compare them anyway: --allow-unequal")
     result = compare_runs(pair, page=tmp_path / "compare.html", allow_unequal=True)

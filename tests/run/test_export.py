@@ -185,11 +185,42 @@ def test_without_the_converter_the_two_commands_are_said(lora, tmp_path, convert
     facts = export(lora, to="gguf", into=tmp_path / "gguf", watcher=heard)
     convert, quantise = facts["commands"]
     file = tmp_path / "gguf" / "model.gguf"
-    assert convert == f"python llama.cpp/convert_hf_to_gguf.py {lora / 'merged'} --outfile {file} --outtype auto"
+    made = f"python llama.cpp/convert_hf_to_gguf.py {lora / 'merged'} --outfile {file} --outtype auto"
+    assert convert == f"mkdir -p {file.parent} && {made}"
     assert quantise == f"llama-quantize {file} {file.with_name('model-Q4_K_M.gguf')} Q4_K_M"
-    assert all(command in heard.text for command in facts["commands"])
-    assert file.parent.is_dir()
+    assert "no GGUF file was made" in heard.text
+    assert f"The merged model was written: {lora / 'merged'}" in heard.text
+    assert facts["exit_code"] == 2
+    assert not file.parent.exists()
     assert (lora / "merged" / "model.safetensors").exists()
+
+
+def test_the_merged_model_of_another_format_is_the_merged_model(small_model, tmp_path, converter):
+    run = trained_run(small_model, tmp_path / "run")
+    export(run, to="gguf", into=None, watcher=Silent())
+    written = (run / "merged" / "model.safetensors").stat().st_mtime_ns
+    heard = Heard()
+    facts = export(run, to="merged", into=None, watcher=heard)
+    assert "is this run's already" in heard.text
+    assert (run / "merged" / "model.safetensors").stat().st_mtime_ns == written
+    assert facts["merged"] == str(run / "merged")
+    assert facts["difference_written"] <= 1e-5 * max(1.0, facts["largest_logit"])
+
+
+def test_what_was_not_made_of_this_adapter_is_not_taken_for_its_merge(small_model, tmp_path, converter):
+    run = trained_run(small_model, tmp_path / "run")
+    export(run, to="merged", into=None, watcher=Silent())
+    (run / "merged" / "model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(ConfigError, match=r"not a complete model; missing: model.safetensors"):
+        export(run, to="merged", into=None, watcher=Silent())
+    (tmp_path / "weights").rename(run / "merged" / "model.safetensors")
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    save_file({name: 2 * value for name, value in load_file(adapter).items()}, adapter)
+    with pytest.raises(ConfigError, match="is not empty"):
+        export(run, to="merged", into=None, watcher=Silent())
+    for to in ("gguf", "ollama"):
+        with pytest.raises(ConfigError, match=r"holds no model that was made of .*\nMove it away: mv "):
+            export(run, to=to, into=None, watcher=Silent())
 
 
 def test_the_converter_is_found_on_the_path(tmp_path, converter):

@@ -90,10 +90,10 @@ def test_a_grid_trains_compares_and_goes_on(file, tmp_path, monkeypatch) -> None
 def test_a_cell_that_fails_is_told_of_and_the_others_go_on(file, tmp_path, monkeypatch) -> None:
     whole, told = grids.train, Told()
 
-    def failing(given, **named):
-        if given.adapt.rank == 2:
+    def failing(recipe, **named):
+        if recipe.adapt.rank == 2:
             raise CheckError("a planted fault")
-        return whole(given, **named)
+        return whole(recipe, **named)
 
     monkeypatch.setattr(grids, "train", failing)
     result = train_grid(make_grid(file, [], [RANKS], None), out=tmp_path / "out", watcher=told)

@@ -54,7 +54,7 @@ def test_a_run_records_what_it_settled_and_plan_says_the_same(small_model, chats
     assert max(record["rate"] for record in metrics) == pytest.approx(rate.value)
     told = "\n".join(plan.lines())
     assert f"rate       {rate.value:g}: LoRA Without Regret" in told
-    assert "step       1,024 tokens: the smallest that is chosen by itself" in told
+    assert "step       1,024 tokens: the smallest that auto takes" in told
 
 
 def test_a_resumed_run_keeps_what_it_settled(small_model, chats, tmp_path) -> None:

@@ -40,6 +40,8 @@ def test_the_rank_decides_the_flag(rank, flag):
         ({"bias": "lora_only"}, "bias"),
         ({"rank_pattern": {"q_proj": 4}}, "one rank"),
         ({"alpha_pattern": {"q_proj": 4}}, "one rank and scale"),
+        ({"lora_bias": True}, "bias"),
+        ({"use_qalora": True}, "no variant of LoRA"),
         ({"peft_type": "IA3"}, "LoRA only, not IA3"),
     ],
 )
@@ -115,3 +117,7 @@ def test_a_plan_of_pefts_own_lora_is_made(small_model, tmp_path):
     plan = make_plan(Recipe.model_validate({**given, "adapt": adapt}), watcher=Silent())
     assert "--max-lora-rank 32 " in dict(plan.facts())["serve"]
     assert plan.as_dict()["serving"]["max_lora_rank"] == 32
+    assert not plan.serving.notes
+    given["adapt"] = {**adapt, "where": ["attention", "head"]}
+    plan = make_plan(Recipe.model_validate(given), watcher=Silent())
+    assert "LoRA on the head" in dict(plan.facts())["serve"]

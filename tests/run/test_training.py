@@ -435,7 +435,7 @@ def test_overfit_says_which_mask_stops_it(small_model, tmp_path):
         train(wanted, out=tmp_path / "out", overfit=8)
     good = recipe(small_model, path, train={"learning_rate": 0.01, "max_steps": 200}, adapt={"method": "full"})
     summary = train(good, out=tmp_path / "one", overfit=1)
-    assert "were learned" in summary["overfit"]
+    assert "learned to a loss" in summary["overfit"]
 
 
 def test_updates_below_the_steps_of_the_bases_type_are_not_rounded_away(chats, tmp_path):

@@ -27,5 +27,5 @@ def test_advice_by_lengths_and_policy(samples, ratio, knobs, fixes):
 
 def test_taught_tool_results_are_named():
     (advice,) = advise(Lengths(5_000, 0.5, 123), TeachSettings(policy="instructions"))
-    assert advice.text.startswith("123 tokens of tool results are taught")
-    assert advice.fix == "supervise.roles={tool_result: 0}"
+    assert advice.text.startswith("tool results are taught (123 tokens)")
+    assert advice.fix == "supervise.roles.tool_result=0"

@@ -198,7 +198,7 @@ def test_a_sample_whose_data_takes_every_weight_away_is_a_problem():
 def test_an_answer_without_its_end_token_is_a_problem_unless_asked_for():
     silent = {"policy": "roles", "roles": {"assistant": 1}}
     reason = problem_of(sequence(), teaching(**silent))
-    assert reason == "message 2 (assistant) is taught without its end token; the model would not stop"
+    assert reason == "messages[1] (assistant) is taught without its end token; the model would not stop"
     elsewhere = NOTHING.copy()
     elsewhere[2] = 0.5
     assert problem_of(sequence(said=elsewhere), teaching(**silent)) == reason

@@ -61,7 +61,7 @@ def test_plan_and_view(chats, capsys, tmp_path):
     plan = told(capsys, ["plan", "--model", "bundled", "--data", str(chats), *SMALL])
     assert plan["samples"] == 52
     assert plan["held_out"] == 8
-    assert plan["model"]["moving"] == 286_720
+    assert plan["model"]["moving"] == 573_440
     page = tmp_path / "deep" / "view.html"
     told(capsys, ["view", "--model", "bundled", "--data", str(chats), "--out", str(page)])
     assert "chats.jsonl:" in page.read_text()
@@ -90,7 +90,8 @@ def test_export_equals_the_unmerged_model(run_folder, capsys, tmp_path):
     assert facts["difference_fp32"] <= 1e-5 * max(1, facts["largest_logit"])
     model = AutoModelForCausalLM.from_pretrained(target)
     assert model.dtype == torch.bfloat16
-    assert run_words(["export", str(run_folder), "--into", str(target), "--json"]) == 2
+    assert told(capsys, ["export", str(run_folder), "--into", str(target)]) == facts
+    assert run_words(["export", str(run_folder), "--into", str(tmp_path), "--json"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # plain PEFT reads it

@@ -89,7 +89,7 @@ def examine(name: str) -> Outcome:
             continue
         endless = without_end(encoded)
         if endless is not None:
-            found.refused[kind] = f"no end token follows message {endless + 1} (assistant)"
+            found.refused[kind] = f"no end token follows messages[{endless}] (assistant)"
             continue
         found.checked[kind] = problems(conversation, encoded, template, tokenizer_of(name))
         if "endgeneration" in template.text:

@@ -190,7 +190,7 @@ def test_a_planted_fault_is_seen_by_the_checks(name, fault, monkeypatch):
     found = examine(name)
     if fault == "no end of turn":
         assert set(found.refused) == set(talks(name))
-        assert all("no end token follows message" in why for why in found.refused.values())
+        assert all("no end token follows messages" in why for why in found.refused.values())
     else:
         assert found.checked.get("several turns") != []
 

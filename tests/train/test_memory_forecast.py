@@ -37,7 +37,9 @@ def chats(tmp_path_factory):
 
 
 def _prepared(chats, *words: str):
-    common = ("data.0.hold_out=0", "train.max_steps=4", "evaluate=off", "train.compute=bf16")
+    common = ["data.0.hold_out=0", "train.max_steps=4", "train.compute=bf16"]
+    if not any(word.startswith("evaluate.") for word in words):
+        common.append("evaluate=off")
     return prepare(load_recipe(None, [*common, *words], model="bundled", data=[str(chats)]), Silent())
 
 
@@ -58,7 +60,8 @@ def test_every_tensor_of_full_fine_tuning_is_counted(chats):
 
 
 def test_lora_moves_little_and_keeps_the_base_once(chats):
-    lora, full = (forecast(_prepared(chats, f"adapt.method={m}"), 0) for m in ("lora", "full"))
+    lora = forecast(_prepared(chats, "adapt.method=lora", "adapt.rank=16"), 0)
+    full = forecast(_prepared(chats, "adapt.method=full"), 0)
     found, whole = _terms(lora, "train step"), _terms(full, "train step")
     assert found["weights"] == whole["moving weights"]
     assert found["optimizer"] < whole["optimizer"] / 10
@@ -87,7 +90,8 @@ def test_quantised_weights_are_counted_in_their_own_width(chats):
 def test_what_does_not_fit_is_said_with_knobs_and_figures(chats, monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10 << 20)
     heard = _Heard()
-    found = foresee(_prepared(chats, "adapt.method=lora", "attend.row_tokens=2048"), 0, None, heard)
+    words = ("adapt.method=lora", "adapt.rank=16", "attend.row_tokens=2048")
+    found = foresee(_prepared(chats, *words), 0, None, heard)
     assert not found.choice.fits
     assert found.choice.layers == 4
     (line,) = heard.warned
@@ -106,6 +110,40 @@ def test_a_model_that_cannot_be_traced_is_said_and_trained(chats, monkeypatch):
     assert found.facts()[0] == ("memory", "not predicted: this model cannot be traced without its weights")
     assert found.as_dict()["memory"] is None
     assert spent(found, torch.device("cpu"))["predicted_bytes"] is None
+
+
+def test_answering_keeps_keys_and_values_of_the_largest_batch(chats):
+    config = json.loads((bundled.base_path() / "config.json").read_text())
+    width = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    each = 2 * 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width  # bf16, keys and values
+    forgetting = "evaluate.forgetting=[{name: d, prompts: 5, answer_tokens: 30}]"
+    prepared = _prepared(chats, "evaluate.samples=0", "evaluate.learning=[]", forgetting)
+    row = int(prepared.dataset.lengths.max()) + 30
+    assert _terms(forecast(prepared, 0), "answering")["keys and values"] == 5 * row * each
+    few = _prepared(chats, "evaluate.samples=0", "evaluate.learning=[]", forgetting, f"evaluate.batch_tokens={2 * row}")
+    assert _terms(forecast(few, 0), "answering")["keys and values"] == 2 * row * each
+    exact = "evaluate.learning=[{name: m, metric: exact_match, max_new_tokens: 100, path: " + str(chats) + "}]"
+    many = _terms(forecast(_prepared(chats, exact, forgetting), 0), "answering")["keys and values"]
+    assert many == (8192 // (row + 70)) * (row + 70) * each
+    without = "evaluate.forgetting=[{name: d, prompts: 0}]"
+    none = forecast(_prepared(chats, "evaluate.samples=0", "evaluate.learning=[]", without), 0)
+    assert "keys and values" not in _terms(none, "answering")
+    assert "keys and values" not in _terms(forecast(_prepared(chats, "evaluate=off"), 0), "answering")
+
+
+def test_what_is_not_counted_is_said(chats, monkeypatch):
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Tensor.item() cannot be called on meta tensors")
+
+    whole = forecast(_prepared(chats), 0)
+    assert "not counted" not in whole.facts()[0][1]
+    assert whole.as_dict()["memory"]["uncounted"] == []
+    monkeypatch.setattr(memory, "cache_bytes", refuse)
+    monkeypatch.setattr(memory, "attach", refuse)
+    name, text = forecast(_prepared(chats, "adapt.method=lora", "evaluate.samples=2"), 0).facts()[0]
+    assert name == "memory"
+    assert "; not counted: the adapter, since PEFT builds lora on weights only" in text
+    assert "; not counted: keys and values of generated answers" in text
 
 
 def test_disk_counts_checkpoints_that_are_kept_and_one_more(chats):

@@ -107,7 +107,7 @@ def test_trackers_are_closed_when_a_run_fails(wandb, tmp_path):
 @pytest.mark.parametrize(("name", "module"), [("wandb", "wandb"), ("tensorboard", "torch.utils.tensorboard")])
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, name, module):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"pip install 'frisket\[{name}\]', or leave it out: train.track=\[\]"):
+    with pytest.raises(ConfigError, match=rf"pip install 'frisket\[{name}\]', or leave it out: 'train.track=\[\]'"):
         require([name])
 
 

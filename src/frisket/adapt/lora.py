@@ -25,7 +25,7 @@ class Lora(PeftMethod):
     rate: ClassVar[Declared] = LORA
 
     method: Literal["lora"] = "lora"
-    rank: int = knob(16, "rank of the two factors", was=("r", "lora_r", "lora_rank"), gt=0)
+    rank: int = knob(32, "rank of the two factors", was=("r", "lora_r", "lora_rank"), gt=0)
     alpha: float | None = knob(None, "scale times rank; default: twice the rank", was=("lora_alpha",), gt=0)
     dora: bool = knob(False, "decompose into magnitude and direction", was=("use_dora", "peft_use_dora"))
     rslora: bool = knob(False, "scale by alpha / sqrt(rank)", was=("use_rslora", "peft_use_rslora"))

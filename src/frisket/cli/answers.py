@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from frisket.generate.reply import Reply
 
 WIDE = 100
+_RULE = 40  # a heading's length, where answers stand one below the other
 _BELOW = 4  # lines of a terminal that a growing answer leaves free
 _WHY = {"end": "end of turn", "context": "the model's context is full", "stopped": "stopped"}
 
@@ -58,7 +59,10 @@ def show_answers(console: Console, answers: Sequence[Answer]) -> None:
         _in_columns(console, answers)
         return
     for answer in answers:
-        console.print(Text(f"{answer.who:<7}", style=_style(answer.who)), end="")
+        if len(answers) > 1:
+            console.print(Text(f"\n{answer.who} {'─' * (_RULE - len(answer.who))}", style=_style(answer.who)))
+        else:
+            console.print(Text(f"{answer.who:<7}", style=_style(answer.who)), end="")
         answer.make(lambda piece: _write(console, piece))
         console.print()
         console.print(Text(f"       {answer.status}", style="dim"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -16,17 +17,27 @@ from frisket.cli.words import figure
 from frisket.errors import ConfigError
 
 AllowUnequal = Annotated[
-    bool, typer.Option("--allow-unequal", help="Compare runs of unequal budgets too, without a verdict.")
+    bool,
+    typer.Option(
+        "--allow-unequal",
+        help="Compare runs of unequal budgets (data, tokens, what is measured) too, without a verdict.",
+    ),
 ]
 
 
 def command(
     folders: Annotated[
-        list[Path] | None, typer.Argument(metavar="A B ...", help="Run folders, or a grid folder.", show_default=False)
+        list[Path] | None,
+        typer.Argument(
+            metavar="A [B ...]", help="Folders of finished runs, or the folder of a grid.", show_default=False
+        ),
     ] = None,
     allow_unequal: AllowUnequal = False,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; default: out/compare.html.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="HTML file to write; default: compare.html, inside a grid's folder or in out/.", show_default=False
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> dict:
@@ -44,7 +55,7 @@ def command(
             run_folder(folder)
         from frisket import run
 
-        page = out or Path("out") / "compare.html"
+        page = out or (folders[0] if len(folders) == 1 else Path("out")) / "compare.html"
         result = run.compare_runs(folders, allow_unequal=allow_unequal, page=page)
     if not as_json:
         show(result, screen.console)
@@ -52,11 +63,16 @@ def command(
 
 
 def show(result: Mapping[str, Any], console: Console) -> None:
-    """Print a comparison: a line for each arm and measure."""
+    """Print a comparison: what differs, then a line for each arm and measure."""
     from frisket.report.compare_page import verdicts_told
 
     for each in result["unequal"]:
         console.print(Text(f"unequal budgets, nothing is judged: {each}", style="yellow"))
+    if result["settings"]:
+        console.print(_settings(result))
+    if result["unasked"]:
+        console.print(Text(f"  {result['unasked']}", style="yellow"))
+    console.print()
     console.print(_measures(result))
     if told := verdicts_told(result):
         console.print(Text(f"  {told}\n", style="dim"))
@@ -69,20 +85,30 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def _measures(result: Mapping[str, Any]) -> Table:
     from frisket.report.compare_page import cell, measure_names
 
-    table = _table("Arm", "seeds", "measure", "median", "range", f"against {result['against']}", "")
+    table = _table("Arm and measure", "median", "range", f"against {result['against']}", "")
     for arm in result["arms"]:
-        name, seeds = arm["name"], str(len(arm["seeds"]))
+        count = len(arm["seeds"])
+        table.add_row(Text.assemble((arm["name"], "bold"), f" · {count} seed{'' if count == 1 else 's'}"))
         for measure in measure_names([arm]):
             told = cell(arm, measure)
             style = {"better": "green", "worse": "red"}.get(told["verdict"], "dim")
             verdict = Text(told["verdict"], style=style)
-            table.add_row(name, seeds, measure, told["value"], told["range"], told["change"], verdict)
-            name = seeds = ""
+            table.add_row(Padding(measure, (0, 0, 0, 2)), told["value"], told["range"], told["change"], verdict)
+    return table
+
+
+def _settings(result: Mapping[str, Any]) -> Table:
+    """The settings in which arms differ; those that follow from others are dim."""
+    table = _table("Settings that differ", "by arm")
+    table.columns[1].justify = "left"
+    for each in result["settings"]:
+        values = ", ".join(f"{arm}: {value}" for arm, value in each["values"].items())
+        table.add_row(each["name"], values, style="" if each["asked"] else "dim")
     return table
 
 
 def _costs(result: Mapping[str, Any]) -> Table:
-    table = _table("Arm", "weights that move", "rate", "steps", "tokens", "tokens/s", "seconds a run")
+    table = _table("Arm", "weights moved", "rate", "steps", "tokens", "tokens/s", "seconds a run")
     for arm in result["arms"]:
         rate = arm["learning_rate"]
         table.add_row(
@@ -100,5 +126,5 @@ def _costs(result: Mapping[str, Any]) -> Table:
 def _table(*header: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
     for place, name in enumerate(header):
-        table.add_column(name, overflow="fold", justify="left" if place in (0, 2) or not name else "right")
+        table.add_column(name, overflow="fold", justify="right" if place and name else "left")
     return table

@@ -1,14 +1,27 @@
 """``frisket evaluate``: measure a finished run again."""
 
 from pathlib import Path
+from typing import Annotated
 
-from frisket.cli.options import AsJson, Words, greet, run_folder, split_words
+import typer
+
+from frisket.cli.options import AsJson, greet, run_folder, split_words
 from frisket.cli.screen import Screen
 from frisket.errors import ConfigError
 
 
-def command(words: Words = None, as_json: AsJson = False) -> dict:
-    """Measure learning and forgetting of a run folder.
+def command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="OUT [KEY=VALUE ...]",
+            help="Folder of a finished run, and settings that differ from the run's own.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> dict:
+    """Measure learning and forgetting of a finished run again: on its own sets, or on others.
 
     Examples:
       frisket evaluate out/chats

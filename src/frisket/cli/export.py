@@ -1,7 +1,7 @@
 """``frisket export``: write what was trained for a server, and verify what was written."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,6 +10,8 @@ from frisket.cli.screen import Screen
 from frisket.errors import ConfigError, nearest
 
 TARGETS = ("merged", "peft", "gguf", "ollama")
+_COMMANDS = {"commands": "run, in this order:", "quantise": "a smaller file:", "create": "give it to Ollama:"}
+_NOT_SHOWN = ("serving", "exit_code", *_COMMANDS)
 
 
 def command(
@@ -48,5 +50,17 @@ def command(
         from frisket import run
 
         facts = run.export(out, to=to, into=into, push=push, watcher=screen)
-    screen.show_facts(facts)
+    if not as_json:
+        _show(screen, facts)
     return facts
+
+
+def _show(screen: Screen, facts: dict[str, Any]) -> None:
+    """Facts in words, then commands as lines that a shell takes: never broken where the screen ends."""
+    shown = {name: value for name, value in facts.items() if name not in _NOT_SHOWN}
+    screen.show_facts({name: ", ".join(value) if isinstance(value, list) else value for name, value in shown.items()})
+    for name, told in _COMMANDS.items():
+        if name in facts:
+            screen.say(f"  {told}")
+            commands = facts[name] if isinstance(facts[name], list) else [facts[name]]
+            screen.console.print("\n".join(commands), markup=False, soft_wrap=True)

@@ -5,23 +5,30 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from frisket.cli.words import duration, figure, percent, shorten
+from frisket.cli.words import figure, percent, shorten
+from frisket.errors import counted
+from frisket.watch import duration
 
 _MEASURES = {"exact_match": "exact match", "loss": "loss", "kl": "KL to the base"}
 _SHOWN_EXAMPLES = 3
+_NAME, _INDENT = 12, 2
+Line = tuple[str, str, str, str, str, str, str]
+"""Of a table of measures: set, measure, samples, before, its interval, after, its interval."""
 _LABEL = "cyan"
 
 
 def summary_screen(summary: Mapping, out: Path, width: int) -> RenderableType:
     """All parts of the final screen that the summary has something for."""
     parts: list[RenderableType] = [Text()]
-    if summary.get("examples"):
-        parts += [_examples(summary["examples"], width)]
+    examples = summary.get("examples") or (summary.get("samples") or {}).get("examples")
+    if examples:
+        parts += [_examples(examples, width)]
     parts += measures(summary, width)
     if summary.get("verdict"):
         parts.append(_verdict(summary["verdict"]))
@@ -32,11 +39,16 @@ def summary_screen(summary: Mapping, out: Path, width: int) -> RenderableType:
 
 
 def measures(summary: Mapping, width: int) -> list[RenderableType]:
-    """The tables of learning and forgetting."""
+    """The tables of learning and forgetting, and what the second one says in a sentence."""
+    from frisket.report.measures import forgotten
+
     shown: list[RenderableType] = []
     for key, title in (("learning", "Learning"), ("forgetting", "Forgetting")):
         if summary.get(key):
-            shown.append(_measure_table(title, summary[key], is_narrow=width < 100))
+            shown.append(_measure_table(title, summary[key], width))
+    for told in (forgotten(name, entry) for name, entry in (summary.get("forgetting") or {}).items()):
+        if told:
+            shown.append(Padding(Text(told, style="bold"), (0, 0, 1, 2)))
     return shown
 
 
@@ -96,18 +108,46 @@ def _chosen(examples: Sequence[Mapping]) -> list[Mapping]:
     return [*(fresh if len(fresh) > 1 else list(examples))[: _SHOWN_EXAMPLES - 1], examples[-1]]
 
 
-def _measure_table(title: str, sets: Mapping[str, Mapping], is_narrow: bool) -> RenderableType:
-    table = _fitted(title)
-    table.add_column("measure", overflow="fold", style="dim")
-    table.add_column("samples", justify="right", style="dim")
-    for name in ("before", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("95 %" if is_narrow else "95 % interval", no_wrap=True, style="dim")
+def _measure_table(title: str, sets: Mapping[str, Mapping], width: int) -> RenderableType:
+    """A line a measure; where that would break a word, intervals stand below figures and measures below their set."""
+    lines: list[Line] = []
     for name, entry in sets.items():
-        _add_rows(table, name, entry)
+        lines += _lines(name, entry)
         for group, inner in entry.get("groups", {}).items():
-            _add_rows(table, f"  {group}", inner, first_only=True)
-    return Padding(table, (0, 0, 1, 2))
+            lines += _lines(f"  {group}", inner)[:1]
+    interval = "95 %" if width < 100 else "95 % interval"
+    header = (title.ljust(_NAME), "measure", "samples", "before", interval, "after", interval)
+    is_fitting = _least_width([header, *lines]) + _INDENT <= width
+    return Padding(_flat(header, lines) if is_fitting else _stacked(header, lines), (0, 0, 1, _INDENT))
+
+
+def _least_width(lines: Sequence[Line]) -> int:
+    """Columns on the screen that the lines take where only names of measures wrap, and between words."""
+    sets, names, *others = zip(*lines, strict=True)
+    columns = [sets, [word for name in names for word in name.split()], *others]
+    return sum(1 + max(map(cell_len, column)) for column in columns)
+
+
+def _flat(header: Line, lines: Sequence[Line]) -> Table:
+    table = _fitted(header[0], wraps=False)
+    table.add_column(header[1], style="dim")
+    table.add_column(header[2], justify="right", style="dim")
+    for place in (3, 5):
+        table.add_column(header[place], justify="right", no_wrap=True)
+        table.add_column(header[place + 1], no_wrap=True, style="dim")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _stacked(header: Line, lines: Sequence[Line]) -> Table:
+    table = _fitted(header[0])
+    for place in (2, 3, 5):
+        table.add_column(header[place], justify="right", no_wrap=True, style="dim" if place == 2 else "")
+    for name, measure, samples, before, of_before, after, of_after in lines:
+        sides = [Text.assemble(value, (f"\n{ends}", "dim")) for value, ends in ((before, of_before), (after, of_after))]
+        table.add_row(Text.assemble(f"{name}\n" if name else "", (measure, "dim")), samples, *sides)
+    return table
 
 
 def _verdict(verdict: Mapping) -> RenderableType:
@@ -123,23 +163,26 @@ def _verdict(verdict: Mapping) -> RenderableType:
     return Padding(Group(table, Text(f"  {verdict['recommendation']}", style="bold")), (0, 0, 1, 2))
 
 
-def _fitted(title: str) -> Table:
+def _fitted(title: str, *, wraps: bool = True) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim")
-    table.add_column(Text(title, style="bold not dim"), no_wrap=True, min_width=12)
+    head = Text(title.strip(), style="bold not dim")
+    table.add_column(head, no_wrap=not wraps, overflow="fold", min_width=_NAME)
     return table
 
 
-def _add_rows(table: Table, name: str, entry: Mapping, first_only: bool = False) -> None:
+def _lines(name: str, entry: Mapping) -> list[Line]:
     before, after = entry.get("before") or {}, entry.get("after") or {}
-    found = [key for key, value in {**before, **after}.items() if _is_number(value)]
+    found: list[str] = [key for key, value in {**before, **after}.items() if _is_number(value)]
     found.sort(key=lambda key: key != "exact_match")
     units, of_all = entry.get("units") or {}, entry.get("samples")
-    for measure in found[:1] if first_only else found:
+    lines: list[Line] = []
+    for measure in found:
         samples = units.get(measure, of_all)
         what = _MEASURES.get(measure, measure.replace("bits_per_character", "bits/character").replace("_", " "))
         told = "" if samples is None else f"{samples:,}"
-        table.add_row(name, what, told, *_measured(before, measure), *_measured(after, measure))
+        lines.append((name, what, told, *_measured(before, measure), *_measured(after, measure)))
         name, of_all = "", None
+    return lines
 
 
 def _measured(values: Mapping, measure: str) -> tuple[str, str]:
@@ -166,10 +209,10 @@ def _ledger(tokens: Mapping[str, Any]) -> RenderableType:
     table.add_row("read", f"{read:,}", "", "")
     _account(table, "taught", sum(taught.values()), read, _by_name(taught))
     _account(table, "not taught", sum(untaught.values()), read, _by_name(untaught))
-    counted = tokens.get("samples", {})
+    counts = tokens.get("samples", {})
     for name in ("held_out", "dropped", "truncated", "other_objective"):
         if tokens.get(name) or name == "dropped":
-            samples = f"{counted[name]:,} samples" if counted.get(name) else ""
+            samples = counted(counts[name], "sample") if counts.get(name) else ""
             _account(table, name.replace("_", " "), tokens.get(name, 0), read, samples)
     if tokens.get("flat"):
         parts = f"{tokens['computed']:,} computed + {tokens['shared']:,} shared"
@@ -201,10 +244,10 @@ def _closing(summary: Mapping, out: Path) -> RenderableType:
         if key in rates
     ]
     if paces:
-        grid.add_row("  tokens/s", Text(", ".join(paces)))
+        whole = f", over all {summary['steps']:,} steps" if summary.get("resumed") else ""
+        grid.add_row("  tokens/s", Text(", ".join(paces) + whole))
     if "total" in seconds:
-        parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if name != "total")
-        grid.add_row("  time", Text(f"{duration(seconds['total'])}{f' ({parts})' if parts else ''}"))
+        grid.add_row("  time", Text(_times(summary)))
     if summary.get("memory"):
         grid.add_row("  memory", Text(_memory(summary["memory"])))
     if summary.get("checks"):
@@ -219,6 +262,19 @@ def _closing(summary: Mapping, out: Path) -> RenderableType:
     if summary.get("next"):
         grid.add_row("  next", Text(str(summary["next"]), style="bold"))
     return grid
+
+
+def _times(summary: Mapping) -> str:
+    """How long it took, and what of it; of a resumed run this part and, of the steps, the whole."""
+    seconds, resumed = summary["seconds"], summary.get("resumed")
+    names = (("before", "{} before the first step"), ("training", "{} training, with the evaluations between"))
+    parts = [text.format(duration(seconds[name])) for name, text in names if name in seconds]
+    own = resumed["seconds"] if resumed else seconds.get("steps")
+    if own is not None:
+        parts.append(f"{duration(own)} in {resumed['steps'] if resumed else summary['steps']:,} steps")
+    told = duration(seconds["total"]) + (f" since the resume at step {resumed['step']:,}" if resumed else "")
+    told += f" ({', '.join(parts)})" if parts else ""
+    return f"{told}; all {summary['steps']:,} steps {duration(seconds['steps'])}" if resumed else told
 
 
 def _memory(memory: Mapping[str, int | None]) -> str:

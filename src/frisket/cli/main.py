@@ -16,7 +16,7 @@ from frisket import __version__
 from frisket.errors import ConfigError, FrisketError, nearest
 
 if TYPE_CHECKING:
-    from typer.core import TyperCommand
+    from frisket.cli.help import Verb
 
 VERBS = {
     "train": "fine-tune a model on conversations",
@@ -33,6 +33,8 @@ FAILED, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 def main() -> None:
     """Run the command line of this process."""
+    # Where the hub cannot be reached its library tells of each of five retries; our one error says it all.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     try:
         code = run_words(sys.argv[1:])
         sys.stdout.flush()
@@ -119,14 +121,15 @@ def _invoke(verb: str, words: list[str]) -> dict | None:
         raise ConfigError(f"{error.format_message()}\nSee: frisket {verb} --help") from error
 
 
-def _command(verb: str) -> "TyperCommand":
+def _command(verb: str) -> "Verb":
     import typer
-    from typer.core import TyperCommand
+
+    from frisket.cli.help import Verb
 
     app = typer.Typer(add_completion=False)
-    app.command()(import_module(f"frisket.cli.{verb}").command)
+    app.command(cls=Verb)(import_module(f"frisket.cli.{verb}").command)
     command = typer.main.get_command(app)
-    assert isinstance(command, TyperCommand)
+    assert isinstance(command, Verb)
     return command
 
 

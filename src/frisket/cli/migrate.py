@@ -8,7 +8,7 @@ import typer
 
 from frisket.cli.options import AsJson, greet
 from frisket.cli.screen import Screen
-from frisket.errors import ConfigError
+from frisket.errors import ConfigError, counted
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -96,8 +96,12 @@ def _screen(migration: "Migration", facts: Mapping[str, Any]) -> "Group":
         table.add_row(Text(f"what {migration.tool.title} does where the file is silent:", style="dim"))
     for key, answer in migration.assumed.items():
         table.add_row(Text(key, style="dim"), Text(answer.outcome, style="dim"), Text(answer.text))
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in migration.counts.items() if count)
-    lines: list[Any] = [Text(f"{migration.tool.title}, {len(migration.answers)} keys: {counts}", style="bold")]
+    meanings = {"default": " (frisket does so by itself)"}
+    counts = ", ".join(
+        f"{count} {outcome}{meanings.get(outcome, '')}" for outcome, count in migration.counts.items() if count
+    )
+    keys = counted(len(migration.answers), "key")
+    lines: list[Any] = [Text(f"{migration.tool.title}, {keys}: {counts}", style="bold")]
     lines += [Text(f"  look at: {check}", style="yellow") for check in migration.checks]
     lines.append(Text(f"Written: {facts['recipe']}\n  frisket plan {facts['recipe']}\n  {facts['next']}"))
     return Group(Padding.indent(table, 2), *lines)

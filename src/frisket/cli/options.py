@@ -17,16 +17,32 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [KEY=VALUE ...]",
-        help="A YAML file or a run folder, and overrides such as train.epochs=2 (knobs: frisket plan --schema).",
+        help="A recipe (a YAML file or a run folder) or none, and settings such as train.epochs=2 that come before it; "
+        "all settings with their meaning: docs/recipe.md, or frisket plan --schema.",
         show_default=False,
     ),
 ]
-Model = Annotated[str | None, typer.Option(help="Model: hub id, folder or 'bundled' (model.path).", show_default=False)]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="The model to start from: a hub id, a folder, or 'bundled' (a small one that is here). Same as "
+        "model.path=MODEL.",
+        show_default=False,
+    ),
+]
 Data = Annotated[
     list[str] | None,
-    typer.Option(help="Data: file, folder, hub id or 'bundled' (data.N.path); may be repeated.", show_default=False),
+    typer.Option(
+        metavar="DATA",
+        help="What to learn from: a file, a folder, a hub id, or 'bundled'; may be repeated. Same as data.0.path=DATA, "
+        "data.1.path=DATA …",
+        show_default=False,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object; everything else goes to stderr.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object, for programs; everything else goes to stderr.")
+]
 RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a finished run.", show_default=False)]
 
 
@@ -40,7 +56,7 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
     if len(recipes) > 1:
         raise ConfigError(
             f"{recipes[1]!r}: only one recipe can be given, and {recipes[0]!r} is one already.\n"
-            f"An override has the form key=value: {recipes[1]}=…"
+            f"A setting has the form key=value; model and data are options: --model {recipes[0]} --data {recipes[1]}"
         )
     return (recipes[0] if recipes else None), [word for word in words or () if "=" in word]
 

@@ -19,7 +19,12 @@ def command(
         bool, typer.Option("--names", help="List the model's modules, as adapt.where names them.")
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="HTML file to write; default: out/NAME-plan.html.", show_default=False)
+        Path | None,
+        typer.Option(
+            metavar="PAGE",
+            help="Where the plan as a page (HTML) is written; default: out/NAME-plan.html.",
+            show_default=False,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> dict | None:

@@ -1,6 +1,7 @@
 """What a person sees: lines, bars, the live state of training, the final screen."""
 
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,12 +18,12 @@ from rich.table import Table
 from rich.text import Text
 
 from frisket.cli import final
-from frisket.cli.words import duration, figure
-from frisket.watch import StepRecord
+from frisket.cli.words import figure
+from frisket.watch import StepRecord, duration
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WINDOW = 20
-_PLAIN_STEPS, _PLAIN_SECONDS = 10, 15.0
+_PLAIN_STEPS, _PLAIN_SECONDS = 10, 10.0
 _SLOW = 1.0
 
 
@@ -69,27 +70,28 @@ class Screen:
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
-        """Show a bar; what took longer than a second leaves a line."""
+        """Show a bar, or a plain line every ten seconds; what took longer than a second leaves a line."""
         task = self._bars.add_task(label, total=total, unit=unit)
-        begun = told = time.monotonic()
+        begun = time.monotonic()
         done = 0
 
         def advance(more: int) -> None:
-            nonlocal done, told
+            nonlocal done
             done += more
             self._bars.advance(task, more)
-            if not self.console.is_terminal and time.monotonic() - told > _PLAIN_SECONDS:
-                told = time.monotonic()
-                self.say(f"  {label}: {_amount(done, total, unit)} · {duration(told - begun)}")
+
+        def pulse() -> None:
+            self.say(f"  {label}: {_pace(done, total, unit, time.monotonic() - begun)}")
 
         self._show()
         try:
-            yield advance
+            with _every(_PLAIN_SECONDS, pulse, is_wanted=not self.console.is_terminal):
+                yield advance
         finally:
             self._bars.remove_task(task)
             self._settle()
         if time.monotonic() - begun > _SLOW:
-            line = f"  {label}: {_amount(done, None, unit)} · {duration(time.monotonic() - begun)}"
+            line = f"  {label}: {_pace(done, None, unit, time.monotonic() - begun)}"
             self.console.print(line, style="dim", markup=False, soft_wrap=True)
 
     def step(self, record: StepRecord) -> None:
@@ -168,6 +170,27 @@ class Screen:
         return Group(*shown)
 
 
+@contextmanager
+def _every(seconds: float, act: Callable[[], None], *, is_wanted: bool) -> Iterator[None]:
+    """Act again and again for as long as the context lasts: one batch of a large model takes longer than any pause."""
+    if not is_wanted:
+        yield
+        return
+    is_over = threading.Event()
+
+    def wait() -> None:
+        while not is_over.wait(seconds):
+            act()
+
+    thread = threading.Thread(target=wait, name="frisket-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
 @cache
 def _has_line_editor() -> bool:
     """Whether `input` edits lines with GNU readline, which then takes a paste of several lines as one."""
@@ -218,10 +241,13 @@ class Training:
         )
 
     def closing_line(self) -> str:
-        """What remains on the screen when training is over."""
+        """What remains on the screen when training is over: of a resumed run the steps since then, and said so."""
         seconds = max(self._seconds, 1e-9)
+        steps = f"{len(self._losses):,} steps" if len(self._losses) > 1 else "1 step"
+        if len(self._losses) < self.last.step:
+            steps += f" ({self.last.step - len(self._losses) + 1:,} to {self.last.step:,})"
         return (
-            f"  trained {self.last.step:,} steps in {duration(self._seconds)}: "
+            f"  trained {steps} in {duration(self._seconds)}: "
             f"loss {figure(self._losses[0])} → {figure(self.last.loss)}, {self._flat / seconds:,.0f} real tokens/s"
         )
 
@@ -275,8 +301,22 @@ class _Pace(ProgressColumn):
 
 
 def _columns(width: int) -> list[ProgressColumn]:
-    return [TextColumn("  {task.description}"), BarColumn(bar_width=10 if width < 100 else 24), _Count(), _Pace()]
+    return [TextColumn("  {task.description}"), BarColumn(bar_width=6 if width < 100 else 24), _Count(), _Pace()]
+
+
+def _pace(done: int, total: int | None, unit: str, seconds: float) -> str:
+    """How much in how long; where both are known, the rate and the time left.
+
+    >>> _pace(50, 200, "samples", 20.0), _pace(0, None, "samples", 20.0)
+    ('50/200 samples · 20 s · 2.500/s, 1 min 0 s left', '20 s')
+    """
+    told = duration(seconds) if not done and total is None else f"{_amount(done, total, unit)} · {duration(seconds)}"
+    if not done or total is None:
+        return told
+    return f"{told} · {figure(done / seconds)}/s, {duration(seconds / done * (total - done))} left"
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:
-    return f"{done:,} {unit}" if total is None else f"{done:,}/{total:,} {unit}"
+    if total is None:
+        return f"{done:,} {unit.removesuffix('s') if done == 1 else unit}"
+    return f"{done:,}/{total:,} {unit}"

@@ -1,5 +1,6 @@
 """``frisket train``: fine-tune, and show what was learned; with several values or seeds, a grid of runs."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +16,48 @@ from frisket.errors import ConfigError
 if TYPE_CHECKING:
     from frisket.recipe import Recipe
 
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="OUT",
+        help="Folder to write; default: out/NAME, NAME that of the recipe or of the data.",
+        show_default=False,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume", help="Go on with the run in OUT from its newest checkpoint; begin it where there is none."
+    ),
+]
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Train with seeds 0 to N-1, one after the other, and compare. Values with commas make a grid, with or "
+        "without seeds: adapt.rank=8,16",
+    ),
+]
+Overfit = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=1,
+        help="Train on N samples alone until their loss is below 0.05: a test that they can be learned.",
+    ),
+]
+
 
 def command(
     words: Words = None,
     model: Model = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option(help="Folder to write; default: out/NAME.", show_default=False)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest complete checkpoint.")] = False,
-    seeds: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="Train with seeds 0 to N-1 and compare; values with commas open a grid: rank=8,16"
-        ),
-    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    seeds: Seeds = None,
     allow_unequal: AllowUnequal = False,
-    overfit: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="Drive N samples below a loss of 0.05, to see that they can be learned."),
-    ] = None,
+    overfit: Overfit = None,
     as_json: AsJson = False,
 ) -> dict:
     """Fine-tune a model.
@@ -78,7 +103,7 @@ def _train(
     folder = out or Path("out") / (recipe.name or "run")
     from frisket import run
 
-    with _stoppable(folder):
+    with _stoppable(folder, "" if overfit is None else f" --overfit {overfit}"):
         summary = run.train(recipe, out=folder, resume=resume, overfit=overfit, watcher=screen)
     if not as_json:
         screen.show_summary(summary, folder)
@@ -86,10 +111,14 @@ def _train(
 
 
 @contextmanager
-def _stoppable(folder: Path) -> Iterator[None]:
-    """Say how to go on after Ctrl-C."""
+def _stoppable(folder: Path, flags: str = "") -> Iterator[None]:
+    """Say where and how to go on after Ctrl-C."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        hint = f"Go on with: frisket train {folder} --resume" if folder.exists() else "Nothing was left behind."
-        raise KeyboardInterrupt(f"Stopped. {hint}") from stop
+        from frisket import run
+
+        if not folder.exists():
+            raise KeyboardInterrupt("Stopped before the first checkpoint. Nothing was left behind.") from stop
+        command = f"frisket train {shlex.quote(str(folder))} --resume{flags}"
+        raise KeyboardInterrupt(f"Stopped. {run.where_stopped(folder)}: {command}") from stop

@@ -3,19 +3,6 @@
 import math
 
 
-def duration(seconds: float) -> str:
-    """Write a time: ``0.4 s``, ``42 s``, ``3:07``, ``2:05:09``.
-
-    >>> [duration(s) for s in (0.42, 42.3, 187, 7509)]
-    ['0.4 s', '42 s', '3:07', '2:05:09']
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def figure(value: float) -> str:
     """Write a number in about three digits.
 

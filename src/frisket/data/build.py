@@ -21,7 +21,7 @@ from frisket.data.settings import SourceSettings
 from frisket.data.source import Source, notes_of
 from frisket.data.store import StoredProblem, TokenStore, open_store, store_key
 from frisket.data.tokens import Codec, codec_of
-from frisket.errors import DataError, gather
+from frisket.errors import DataError, counted, gather
 from frisket.types import Sequence
 from frisket.watch import Watcher
 
@@ -190,7 +190,8 @@ def _check(part: _Part, codec: Codec, problem_of: ProblemOf, done: Callable[[int
 def _refuse_stored(part: _Part, problem: StoredProblem, lengths: np.ndarray) -> None:
     """Leave out a record that was found to be bad when its tokens were made."""
     tail = part.store.facts.files[problem.file]
-    told = Problem(f"{part.root.rstrip('/')}{tail}:{problem.line}", problem.message)
+    message = problem.message.replace("data.N.", f"data.{part.index}.")  # the store does not know its source's number
+    told = Problem(f"{part.root.rstrip('/')}{tail}:{problem.line}", message)
     name = tail.removeprefix("/") + ":" if tail else ""
     sample = "" if problem.suffix is None else f"{part.index}:{name}{problem.line}{problem.suffix}"
     part.refuse(sample, told, int(lengths[problem.stored]) if problem.stored >= 0 else None)
@@ -263,7 +264,7 @@ def _raise_problems(parts: Seq[_Part]) -> None:
             continue
         longest, place = max(part.too_long)
         lines.append(
-            f"{part.settings.path}: {len(part.too_long):,} of {len(part.store):,} samples are longer than "
+            f"{part.settings.path}: {len(part.too_long):,} of {counted(len(part.store), 'sample')} longer than "
             f"{part.limit:,} tokens; the longest is {place} with {longest:,} (too_long also takes split and truncate)"
         )
         fixes.append(f"data.{part.index}.too_long=drop")
@@ -271,12 +272,12 @@ def _raise_problems(parts: Seq[_Part]) -> None:
     lines.sort(key=lambda line: "too_long also takes" not in line)
     total = sum(part.records for part in parts)
     if lines:
-        heading = f"{bad:,} of {total:,} samples cannot be used:"
+        heading = f"{bad:,} of {counted(total, 'sample')} cannot be used:"
         raise DataError(gather(lines, heading, "Leave them out: " + " ".join(fixes)))
     for part in parts:
         if not part.pieces:
             raise DataError(
-                f"data.{part.index} ({part.settings.path}): all {len(part.dropped):,} samples were dropped; "
+                f"data.{part.index} ({part.settings.path}): all of {counted(len(part.dropped), 'sample')} dropped; "
                 f"the first: {part.dropped[0]['place']}: {part.dropped[0]['reason']}"
             )
 
@@ -314,12 +315,13 @@ def _assemble(parts: Seq[_Part], codec: Codec, seed: int, hold_out_default: bool
 
 
 def _notes(part: _Part, codec: Codec) -> list[str]:
-    notes = notes_of(part.index, part.store.facts.unused)
+    # The bundled file names a skill on each line for the sets that it is measured with.
+    notes = [] if part.settings.path == "bundled" else notes_of(part.index, part.store.facts.unused)
     samples, tokens, first = part.store.facts.unknown
     if samples:
         notes.append(
-            f"data.{part.index}: {samples:,} samples hold text that the tokenizer has no token for; it writes "
-            f"{codec.names.get('unk_token')} ({tokens:,} tokens; the first at {part.place(first)})"
+            f"data.{part.index}: text that the tokenizer has no token for in {counted(samples, 'sample')}; it writes "
+            f"{codec.names.get('unk_token')} ({counted(tokens, 'token')}; the first at {part.place(first)})"
         )
     return notes
 

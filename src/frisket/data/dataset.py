@@ -117,6 +117,16 @@ class Dataset:
                 self.release()
                 seen = 0
 
+    def unanswered(self) -> Int64[np.ndarray, "sample"]:
+        """Training samples that hold the end of a conversation whose last message no answer follows."""
+        found = []
+        for source, store in enumerate(self.stores):
+            is_open = np.isin(store.last_roles, (Provenance.USER, Provenance.SYSTEM, Provenance.TOOL_RESULT))
+            mine = self.train[self.source_of[self.train] == source]
+            stored = self.pieces.stored[mine]
+            found.append(mine[is_open[stored] & (self.pieces.stop[mine] == store.lengths[stored])])
+        return np.concatenate(found)
+
     def release(self) -> None:
         """Give back the memory of the pages that were read; what is read again comes from the file."""
         for store in self.stores:

@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import dataclass, replace
 from typing import Any
 
-from frisket.data.messages import parsed, read_message, read_messages, read_tools, text_of
+from frisket.data.messages import ROLES, parsed, read_message, read_messages, read_tools, text_of
 from frisket.data.problem import BadSample, Problem
 from frisket.data.settings import SourceSettings
 from frisket.errors import DataError
@@ -47,10 +47,11 @@ class Record:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A format and the columns that it reads."""
+    """A format, the columns that it reads, and what the names of roles stand for."""
 
     format: str
     columns: Mapping[str, str]
+    roles: Mapping[str, str]
 
     @property
     def used(self) -> set[str]:
@@ -68,11 +69,12 @@ class Reader:
 
     @property
     def format(self) -> str:
-        """Format and columns, as ``alpaca (instruction, input, output)``."""
+        """Format and columns, as ``alpaca (instruction, input, output)``; once where both have one name."""
         if self._layout is None:
             return "unknown"
-        present = [column for column in self._layout.columns.values() if column in self._seen]
-        return f"{self._layout.format} ({', '.join(dict.fromkeys(present))})"
+        present = list(dict.fromkeys(column for column in self._layout.columns.values() if column in self._seen))
+        format = self._layout.format
+        return format if present == [format] else f"{format} ({', '.join(present)})"
 
     def read(self, record: Record) -> list[Conversation] | Problem:
         """Read one record: its conversations, or what is wrong with it.
@@ -127,7 +129,8 @@ def _layout(record: Record, settings: SourceSettings, index: int) -> _Layout:
             f"Known: {_KNOWN}\n"
             f"Say which columns to use: data.{index}.prompt={named[0]} data.{index}.completion={named[1]}"
         )
-    return _Layout(chosen, _columns(chosen, columns, settings))
+    own = {name.lower(): role for name, role in settings.roles.items()}
+    return _Layout(chosen, _columns(chosen, columns, settings), {**ROLES, **own})
 
 
 def _detected(columns: Mapping[str, Any], settings: SourceSettings) -> str | None:
@@ -187,7 +190,7 @@ def _columns(format: str, columns: Mapping[str, Any], settings: SourceSettings) 
 
 
 def _messages(base: Conversation, values: Mapping[str, Any], layout: _Layout) -> Conversation:
-    messages = read_messages(values["messages"], layout.columns["messages"])
+    messages = read_messages(values["messages"], layout.columns["messages"], layout.roles)
     return replace(base, messages=_with_system(messages, values.get("system")), tools=read_tools(values.get("tools")))
 
 
@@ -211,9 +214,9 @@ def _history(raw: Any) -> tuple[Message, ...]:
     if not isinstance(raw, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in raw):
         raise BadSample("history must be a list of pairs of instruction and answer")
     return tuple(
-        read_message({"role": role, "content": text}, number, "history")
-        for number, pair in enumerate(raw, 1)
-        for role, text in zip(("user", "assistant"), pair, strict=True)
+        read_message({"role": role, "content": text}, f"history[{index}][{side}]")
+        for index, pair in enumerate(raw)
+        for side, (role, text) in enumerate(zip(("user", "assistant"), pair, strict=True))
     )
 
 
@@ -225,8 +228,7 @@ def _alpaca_prompt(instruction: str, extra_input: str, history: Seq[Message]) ->
 
 
 def _prompt_completion(base: Conversation, values: Mapping[str, Any], layout: _Layout) -> Conversation:
-    prompt = _side(values["prompt"], layout.columns["prompt"], "user")
-    completion = _side(values["completion"], layout.columns["completion"], "assistant")
+    prompt, completion = _side(values, layout, "prompt", "user"), _side(values, layout, "completion", "assistant")
     messages = (*prompt, *completion)
     if base.render == "alpaca":
         if len(prompt) != 1 or len(completion) != 1:
@@ -235,11 +237,12 @@ def _prompt_completion(base: Conversation, values: Mapping[str, Any], layout: _L
     return replace(base, messages=_with_system(messages, values["system"]), tools=read_tools(values["tools"]))
 
 
-def _side(raw: Any, column: str, role: str) -> tuple[Message, ...]:
+def _side(values: Mapping[str, Any], layout: _Layout, name: str, role: str) -> tuple[Message, ...]:
+    raw, column = values[name], layout.columns[name]
     if isinstance(raw, Mapping):
-        return (read_message(raw, 1, column),)
+        return (read_message(raw, column, layout.roles),)
     if isinstance(raw, (list, tuple)):
-        return read_messages(raw, column)
+        return read_messages(raw, column, layout.roles)
     return (Message(role, text_of(raw, column)),)
 
 
@@ -252,10 +255,9 @@ _READERS = {
 
 
 def _preference(base: Conversation, values: Mapping[str, Any], layout: _Layout, answers: str) -> list[Conversation]:
-    chosen = _side(values["chosen"], layout.columns["chosen"], "assistant")
-    rejected = _side(values["rejected"], layout.columns["rejected"], "assistant")
+    chosen, rejected = _side(values, layout, "chosen", "assistant"), _side(values, layout, "rejected", "assistant")
     if chosen[0].role == "assistant":
-        context = _side(values["prompt"], layout.columns["prompt"], "user")
+        context = _side(values, layout, "prompt", "user")
     else:  # both answers are whole conversations; what they share is the prompt
         shared = next((i for i, pair in enumerate(zip(chosen, rejected, strict=False)) if pair[0] != pair[1]), 0)
         context, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]

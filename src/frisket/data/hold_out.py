@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from frisket.data.settings import SourceSettings
-from frisket.errors import ConfigError
+from frisket.errors import ConfigError, counted
 
 DEFAULT_SHARE = 0.02
 DEFAULT_LEAST = 8
@@ -42,8 +42,8 @@ def held_out_samples(
         count = _count(settings.hold_out, len(samples))
         if count >= len(samples):
             raise ConfigError(
-                f"data.{index}.hold_out = {settings.hold_out:g} keeps all {len(samples)} samples for evaluation; "
-                f"it must leave some to train on\nHold out a tenth: data.{index}.hold_out=0.1"
+                f"data.{index}.hold_out = {settings.hold_out:g} keeps all of {counted(len(samples), 'sample')} for "
+                f"evaluation; it must leave some to train on\nHold out a tenth: data.{index}.hold_out=0.1"
             )
         chosen.append(_choose(samples, group_of, count, np.random.SeedSequence([seed, index + 1])))
     if by_default:

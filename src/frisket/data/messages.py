@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,28 +47,23 @@ _READ = {
 }
 
 
-def read_message(raw: Any, number: int, field: str = "messages") -> Message:
+def read_message(raw: Any, where: str, roles: Mapping[str, str] = ROLES) -> Message:
     """Read one message.
 
     Args:
         raw: ``role`` and ``content``, or ShareGPT's ``from`` and ``value``.
-        number: its place in the list, 1-based, for errors.
-        field: the column it comes from, for errors.
+        where: its JSON path in the record, for errors: ``messages[0]``.
+        roles: name of a role, in small letters, to what it stands for.
 
     Raises:
         BadSample: wrong type, unknown role, empty, or contradicting weights.
     """
-    where = f"{field}[{number}]"
     if not isinstance(raw, Mapping):
         raise BadSample(f"{where} is {_kind(raw)}; a message must be an object with role and content")
     given = raw.get("role", raw.get("from"))
-    role = ROLES.get(given.lower()) if isinstance(given, str) else None
+    role = roles.get(given.lower()) if isinstance(given, str) else None
     if role is None:
-        hint = nearest(str(given), ROLES)
-        raise BadSample(
-            f"{where} has the unknown role {given!r}; known are system, user, assistant and tool"
-            + (f" (nearest: '{hint}')" if hint else "")
-        )
+        raise BadSample(_unknown_role(where, given))
     is_call = str(given).lower() in _CALL_ROLES
     if raw.keys() == _PLAIN and not is_call and isinstance(raw["content"], str) and raw["content"].strip():
         return Message(role, raw["content"])  # what most messages are
@@ -84,8 +80,24 @@ def read_message(raw: Any, number: int, field: str = "messages") -> Message:
     return Message(role, text, reasoning, calls, weight, extra)
 
 
-def read_messages(raw: Any, field: str = "messages") -> tuple[Message, ...]:
+def _unknown_role(where: str, given: Any) -> str:
+    """What is wrong, and the knob that names the role; ``data.N`` becomes the source's own number where it is said."""
+    if not isinstance(given, str):
+        return f"{where} has no role; it must be system, user, assistant or tool"
+    stands_for = ROLES.get(nearest(given.lower(), ROLES) or "", "assistant")
+    name = given if re.fullmatch(r"\w+", given) else json.dumps(given, ensure_ascii=False)
+    return (
+        f"{where} has the unknown role {given!r}; known are system, user, assistant and tool, "
+        f"and what this names: data.N.roles='{{{name}: {stands_for}}}'"
+    )
+
+
+def read_messages(raw: Any, field: str = "messages", roles: Mapping[str, str] = ROLES) -> tuple[Message, ...]:
     """Read a list of messages (or its JSON text).
+
+    Args:
+        field: the column it comes from, for errors.
+        roles: as `read_message` takes them.
 
     Raises:
         BadSample: it is no list, is empty, or a message of it is bad.
@@ -95,7 +107,7 @@ def read_messages(raw: Any, field: str = "messages") -> tuple[Message, ...]:
         raise BadSample(f"{field} is {_kind(raw)}; it must be a list of messages")
     if not raw:
         raise BadSample(f"{field} is empty; it must hold at least one message")
-    return tuple(read_message(message, number, field) for number, message in enumerate(raw, 1))
+    return tuple(read_message(message, f"{field}[{index}]", roles) for index, message in enumerate(raw))
 
 
 def read_tools(raw: Any) -> tuple[Mapping, ...]:

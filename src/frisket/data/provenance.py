@@ -98,7 +98,7 @@ def render_joined(conversation: Conversation, codec: Codec) -> Rendering:
     spans, at = [], 0
     for turn, message in enumerate(conversation.messages):
         if message.reasoning or message.tool_calls:
-            raise BadSample(f"message {turn + 1} has reasoning or tool calls, which only render=chat has a place for")
+            raise BadSample(f"messages[{turn}] has reasoning or tool calls, which only render=chat has a place for")
         spans.append(Span(at, at + len(message.content), CONTENT_ROLES[message.role], turn))
         at += len(message.content)
     text = "".join(message.content for message in conversation.messages)
@@ -195,7 +195,7 @@ def _removed(fields: Seq[Field], seen: set[int], messages: Seq[Message], name: s
         if number in seen:
             continue
         if field.role != Provenance.REASONING or field.turn == last:
-            of = "" if field.turn == NO_TURN else f" of message {field.turn + 1} ({messages[field.turn].role})"
+            of = "" if field.turn == NO_TURN else f" of messages[{field.turn}] ({messages[field.turn].role})"
             raise BadSample(f"template '{name}' leaves out the {field.what}{of}; model.template=plain keeps everything")
         removed += len(field.core)
     return removed

@@ -39,6 +39,9 @@ class SourceSettings(Section):
     completion: str | None = knob(None, "column that holds the completion", was=("field_output", "completion_column"))
     messages: str | None = knob(None, "column that holds the messages", was=("field_messages",))
     text: str | None = knob(None, "column that holds raw text", was=("dataset_text_field",))
+    roles: dict[str, Literal["system", "user", "assistant", "tool"]] = knob(
+        {}, "further names of roles in the messages, and what they stand for: {bot: assistant}"
+    )
     system: str | None = knob(None, "a system prompt put before conversations that have none", was=("default_system",))
     without_prompt: bool = knob(False, "response tuning: train on the answer alone, without its prompt")
     limit: int | None = knob(None, "use only the first samples", was=("max_samples",), gt=0)

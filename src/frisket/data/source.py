@@ -35,6 +35,7 @@ _DECIDING = {
     "completion",
     "messages",
     "text",
+    "roles",
     "system",
     "without_prompt",
     "limit",
@@ -145,12 +146,15 @@ class Source:
         if self._records is not None or self._path.exists():
             return False
         if self._path.suffix in SUFFIXES or not _HUB_ID.fullmatch(self._settings.path):
-            raise DataError(f"'{self._settings.path}' does not exist; data.N.path must be a file, a folder or a hub id")
+            raise DataError(
+                f"'{self._settings.path}' does not exist\n"
+                f"Name a file, a folder or a hub id: data.{self.index}.path=FILE"
+            )
         return True
 
     @cached_property
     def _memory(self) -> Iterable[Mapping]:
-        return _hub(self._settings) if self._records is None else self._records
+        return _hub(self._settings, self.index) if self._records is None else self._records
 
     @property
     def _files(self) -> list[tuple[Path, str]]:
@@ -223,6 +227,7 @@ def _shots(settings: SourceSettings, index: int) -> SourceReading | None:
         prompt=settings.prompt,
         completion=settings.completion,
         messages=settings.messages,
+        roles=settings.roles,
         limit=settings.shots.count,
     )
     reading = read_conversations(plain, index)
@@ -271,7 +276,7 @@ def _json_lines(path: Path, name: str, prefix: str) -> Iterator[Record | Problem
             if not raw.strip():
                 continue
             try:
-                value = json.loads(raw.decode("utf-8-sig"))
+                value = json.loads(raw.decode("utf-8-sig").rstrip("\r\n"))
             except ValueError as error:
                 yield Problem(f"{name}:{line}", _bad_json(error))
                 continue
@@ -320,7 +325,7 @@ def _parquet(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
         raise DataError(f"'{name}' is not a readable Parquet file: {error}") from error
 
 
-def _hub(settings: SourceSettings) -> Iterable[Mapping]:
+def _hub(settings: SourceSettings, index: int) -> Iterable[Mapping]:
     import datasets
 
     try:
@@ -330,7 +335,8 @@ def _hub(settings: SourceSettings) -> Iterable[Mapping]:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DataError(
             f"'{settings.path}' is no file here, and as a hub data set it could not be loaded: {first}\n"
-            "A hub id needs a network or a filled cache; otherwise data.N.path must be a file or a folder"
+            "Where there is a network (a gated set needs a token: hf auth login): "
+            f"hf download --repo-type dataset {settings.path} --local-dir FOLDER\nThen: data.{index}.path=FOLDER"
         ) from error
 
 
@@ -342,5 +348,5 @@ def _record(value: Any, name: str, number: int, prefix: str) -> Record | Problem
 
 def _bad_json(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"not valid JSON: {error.msg} at character {error.pos + 1}"
+        return f"not valid JSON: {error.msg.removesuffix(' at')} at character {error.colno}"
     return f"not valid UTF-8: {error}"

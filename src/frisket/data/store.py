@@ -24,9 +24,9 @@ from jaxtyping import Bool, Int64
 
 from frisket.data.encoding import spread
 from frisket.errors import DataError
-from frisket.types import Sequence
+from frisket.types import Provenance, Sequence
 
-FORMAT = 3  # part of every key: raise it when the files or their meaning change
+FORMAT = 4  # part of every key: raise it when the files or their meaning change
 FILES = {
     "input_ids": np.dtype("<i4"),
     "offsets": np.dtype("<i8"),
@@ -127,6 +127,17 @@ class TokenStore:
     def is_text(self) -> Bool[np.ndarray, "sequence"]:
         """Whether a sequence is raw text."""
         return self._arrays["is_text"]
+
+    @property
+    def last_roles(self) -> Int64[np.ndarray, "sequence"]:
+        """Provenance of what was written last in each sequence, template tokens apart; -1 where nothing was."""
+        arrays = self._arrays
+        ends = arrays["run_offsets"][1:]
+        written = ~np.isin(arrays["run_roles"], (Provenance.BOS, Provenance.TEMPLATE))
+        # One entry before the first run, for a sequence without any.
+        last = np.concatenate([[-1], np.maximum.accumulate(np.where(written, np.arange(len(written)), -1))])[ends]
+        roles = np.append(arrays["run_roles"].astype(np.int64), -1)
+        return np.where(last >= arrays["run_offsets"][:-1], roles[last], -1)
 
     @property
     def records(self) -> Int64[np.ndarray, "sequence"]:

@@ -80,7 +80,7 @@ def _changed_content(conversation: Conversation, rendering: Rendering) -> str | 
             continue
         at = _where(content, written)
         return (
-            f"the template changes the content of message {span.turn + 1} ({messages[span.turn].role}): "
+            f"the template changes the content of messages[{span.turn}] ({messages[span.turn].role}): "
             f"it writes {written[at : at + _SHOWN]!r} where the data has {content[at : at + _SHOWN]!r}"
         )
     return None
@@ -104,7 +104,7 @@ def _difference(conversation: Conversation, run: _Run, decoded: str, codec: Code
     expected = codec.normalised(run.text)
     at = _where(expected, decoded)
     name = run.role.name.lower().replace("_", " ")
-    role = f"message {run.turn + 1} ({name})" if conversation.messages else f"the {name}"
+    role = f"messages[{run.turn}] ({name})" if conversation.messages else f"the {name}"
     return (
         f"the tokens of {role} read {decoded[at : at + _SHOWN]!r} where the rendering has "
         f"{expected[at : at + _SHOWN]!r}; the tokenizer does not say which characters its tokens stand for"
@@ -130,7 +130,7 @@ def _token_problems(batch: Batch, codec: Codec) -> Iterator[tuple[int, str]]:
             name = codec.names.get("bos_token")
             yield number, f"it begins with two beginning tokens ({name}); one of template and text must go"
     for number, turn in _endless(batch):
-        yield number, f"no end token follows message {turn + 1} (assistant), so the model would not learn to stop"
+        yield number, f"no end token follows messages[{turn}] (assistant), so the model would not learn to stop"
 
 
 def _endless(batch: Batch) -> Iterator[tuple[int, int]]:

@@ -101,7 +101,7 @@ def forgetting_set(
         raise ConfigError(
             f"evaluate.forgetting.{index} ({settings.name}) measures nothing: text_tokens={settings.text_tokens}, "
             f"prompts={settings.prompts},\nand {len(fitting)} of {len(distinct)} prompts leave room for "
-            f"{settings.answer_tokens} tokens.\nMeasure nothing on purpose: evaluate.forgetting=[]"
+            f"{settings.answer_tokens} tokens.\nMeasure nothing on purpose: 'evaluate.forgetting=[]'"
         )
     return ForgettingSet(settings, chosen, texts, notes=tuple(_notes(settings, len(distinct), len(fitting), texts)))
 

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64, UInt64
 
+from frisket.errors import counted
 from frisket.types import Conversation, Message
 
 WORDS = 13
@@ -86,6 +87,7 @@ class Overlap:
         train_samples: how many they were compared with.
         duplicates: samples whose prompt and answer both equal those of one training sample.
         same_prompt: samples whose prompt equals that of a training sample, duplicates among them.
+        seen: those, and samples of which at least 80 % of the words were seen: their score says little.
         whole: samples by the share of all their words that were seen; a duplicate counts as seen.
         prompt: the same of prompts alone.
         answer: the same of answers alone.
@@ -100,6 +102,7 @@ class Overlap:
     train_samples: int
     duplicates: int
     same_prompt: int
+    seen: int
     whole: Share
     prompt: Share
     answer: Share
@@ -110,27 +113,45 @@ class Overlap:
     worst: tuple[Match, ...]
 
     def as_dict(self) -> dict:
-        """Plain values and the sentence, for JSON."""
-        return {**asdict(self), "worst": [asdict(match) for match in self.worst], "sentence": self.sentence()}
+        """Plain values, the sentence and what to do, for JSON."""
+        return {
+            **asdict(self),
+            "worst": [asdict(match) for match in self.worst],
+            "sentence": self.sentence(),
+            "action": self.action(),
+        }
 
     def sentence(self) -> str:
-        """What a person should know, in one sentence."""
+        """What was found, and what it means for the score."""
         if self.without_text == self.samples:
             return "The evaluation samples have no text, so nothing was compared."
-        against = f"of {self.samples:,} evaluation samples"
-        short = f" {self.short:,} without a run of {WORDS} words: only compared as a whole." if self.short else ""
-        if not (self.whole.some or self.same_prompt):
+        of_all = f"of {counted(self.samples, 'evaluation sample')}"
+        if self.seen:
             return (
-                f"None {against} shares a fifth of its words with the {self.train_samples:,} training samples.{short}"
+                f"{self.seen:,} {of_all} {'is' if self.seen == 1 else 'are'} trained on as well ({self._how()}): "
+                "that score shows memory, not learning."
             )
-        are = "is" if self.duplicates == 1 else "are"
-        told = [
-            f"{self.duplicates:,} {against} {are} in the training data word for word",
-            f"{self.whole.most:,} share at least 80 % and {self.whole.some:,} at least 20 % of their words with it",
-        ]
-        if self.same_prompt > self.duplicates:
-            told.append(f"{self.same_prompt:,} have a prompt that was trained on")
-        return f"{'; '.join(told)}.{short}"
+        short = f" ({self.short:,} under {WORDS} words, compared only as wholes)" if self.short else ""
+        if self.whole.some:
+            share = "shares" if self.whole.some == 1 else "share"
+            return f"{self.whole.some:,} {of_all} {share} a fifth or more of the words with the training data{short}."
+        return f"None {of_all} is trained on as well, whole or by a fifth of its words{short}."
+
+    def _how(self) -> str:
+        prompts = self.same_prompt - self.duplicates
+        others = self.seen - self.same_prompt
+        kinds = ((self.duplicates, "word for word"), (prompts, "with another answer"), (others, "nearly word for word"))
+        return ", ".join(f"{count:,} {kind}" for count, kind in kinds if count)
+
+    def action(self) -> str:
+        """What a person can do about it; nothing where nothing need be done."""
+        if not self.seen:
+            return ""
+        worst = self.worst[0]
+        return (
+            f"Take them out on one side (first: {worst.name}, trained on as {worst.train}), or measure on a file of "
+            "its own: 'evaluate.learning=[{name: test, path: FILE}]'"
+        )
 
 
 def sample_text(conversation: Conversation) -> SampleText:
@@ -300,6 +321,7 @@ def _overlap(index: _Index, samples: Sequence[SampleText], start: int) -> Overla
         train_samples=index.train_samples,
         duplicates=sum(each.is_duplicate for each in judged),
         same_prompt=sum(each.has_same_prompt for each in judged),
+        seen=sum(each.whole >= MOST or each.has_same_prompt for each in judged),
         whole=_share([each.whole for each in judged]),
         prompt=_share([each.prompt.share for each in judged]),
         answer=_share([each.answer.share for each in judged]),

@@ -115,13 +115,16 @@ def _looks_local(path: str) -> bool:
     return Path(path).is_absolute() or path.startswith((".", "~")) or Path(path).exists() or path.count("/") > 1
 
 
-def load_tokenizer(settings: ModelSettings) -> Any:
+def load_tokenizer(settings: ModelSettings, *, is_stored: bool = False) -> Any:
     """The tokenizer, with the recipe's tokens and a padding token that ends nothing; see ``load_prepared``."""
-    return load_prepared(settings).tokenizer
+    return load_prepared(settings, is_stored=is_stored).tokenizer
 
 
-def load_prepared(settings: ModelSettings) -> tokens.Prepared:
+def load_prepared(settings: ModelSettings, *, is_stored: bool = False) -> tokens.Prepared:
     """The tokenizer, with truncation and padding off, and what was changed in it.
+
+    Args:
+        is_stored: it lies beside trained weights, which may have rows that the base does not have.
 
     Raises:
         ConfigError: it is missing, or has no fast (Rust) implementation; a token that cannot be added.
@@ -143,7 +146,23 @@ def load_prepared(settings: ModelSettings) -> tokens.Prepared:
         )
     if tokenizer.vocab_size == 0:
         raise ConfigError(f"{path!r}: the tokenizer that was loaded has an empty vocabulary.")
-    return tokens.prepare(tokenizer, settings, ending_ids(settings))
+    return tokens.prepare(tokenizer, settings, ending_ids(settings), None if is_stored else _row_count(settings))
+
+
+def _row_count(settings: ModelSettings) -> int | None:
+    """Rows of the model's embedding by its own files; None where there are none."""
+    try:
+        return load_config(settings).get_text_config().vocab_size
+    except ConfigError:
+        return None
+
+
+def files_quantised(settings: ModelSettings) -> quantised.Load:
+    """How the model's own files are quantised; "none" too where there are no files."""
+    try:
+        return quantised.stored_as(load_config(settings))
+    except ConfigError:
+        return "none"
 
 
 def ending_ids(settings: ModelSettings) -> tuple[int, ...]:
@@ -190,8 +209,7 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
                 **quantised.options_of(settings.load, config, dtype, device),
             )
     except (OSError, KeyError, RuntimeError, SafetensorError) as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
-        raise ConfigError(f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}") from error
+        raise _not_loaded(settings, error) from error
     except ValueError as error:
         raise UnsupportedError(f"model.path = {settings.path!r} is refused: {_first_line(error)}") from error
     missing = sorted(report["missing_keys"])
@@ -320,7 +338,19 @@ def load_config(settings: ModelSettings) -> Any:
     try:
         return AutoConfig.from_pretrained(path, revision=settings.revision, trust_remote_code=settings.remote_code)
     except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"model.path = {settings.path!r} cannot be loaded: {_first_line(error)}") from error
+        raise _not_loaded(settings, error) from error
+
+
+def _not_loaded(settings: ModelSettings, error: Exception) -> ConfigError:
+    """What the hub's library says, and where else a model can come from."""
+    if Path(resolve_path(settings.path)).is_dir():
+        return ConfigError(f"model.path = {settings.path!r} cannot be loaded: {_first_line(error)}")
+    offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
+    return ConfigError(
+        f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}"
+        "\nName a folder (model.path=FOLDER), or fill the hub's cache where there is a network and set HF_HOME to it: "
+        f"hf download {settings.path}\nA gated model needs a token: hf auth login"
+    )
 
 
 def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torch.dtype) -> None:

@@ -66,25 +66,55 @@ def refuse_method(load: Load, config: Any, method: str) -> None:
     raise UnsupportedError(f"{given}: adapt.method = {method} {why}.\nUse adapt.method=lora, or {fix}.")
 
 
-def refuse_given(load: Load, model: nn.Module) -> None:
-    """Refuse to believe that a model that was handed over is quantised as the recipe says.
+def refuse_given(load: Load, model: nn.Module, stored: Load = "none") -> None:
+    """Refuse a model that was handed over, and that the files would not be again when the run is opened or exported.
+
+    Args:
+        stored: how the files that the model was loaded from are quantised.
 
     Raises:
-        ConfigError: it is not.
+        ConfigError: it is quantised otherwise than the recipe says, or not with the codes that frisket makes.
     """
     kinds = {layer.weight.dtype for layer in quantised_layers(model).values()}
     found = "8bit" if torch.int8 in kinds else "4bit" if kinds else "none"
-    if load not in ("none", found):
+    wanted = stored if load == "none" else load
+    if found not in ("none", wanted):
         raise ConfigError(
-            f"model.load = {load}: the model that was handed over is {'not' if found == 'none' else found} quantised, "
-            "and frisket quantises only what it loads itself.\nUse model.load=none, or give model.path and no model."
+            f"model.load = {load}: the model that was handed over is {found} quantised, and the run would be opened "
+            f"and exported on {'unquantised weights' if wanted == 'none' else f'a {wanted} base'}, which compute "
+            f"something else.\nUse model.load={found}, or hand over the model unquantised."
         )
+    if found != wanted:
+        raise ConfigError(
+            f"model.load = {load}: the model that was handed over is not quantised, and frisket quantises only what it "
+            "loads itself.\nUse model.load=none, or give model.path and no model."
+        )
+    if found == "4bit" and stored == "none" and not _has_own_codes(model):
+        raise ConfigError(
+            "model.load = 4bit: the model that was handed over has other 4-bit codes than NF4 with double "
+            "quantisation, with which the run is opened and exported.\nGive model.path and no model."
+        )
+
+
+def _has_own_codes(model: nn.Module) -> bool:
+    states = [getattr(layer.weight, "quant_state", None) for layer in quantised_layers(model).values()]
+    return all(state is not None and state.quant_type == "nf4" and state.nested for state in states)
 
 
 def stored_type(config: Any) -> torch.dtype:
     """Type that the model's files declare; fp32 where they declare none."""
     declared = config.dtype
     return (getattr(torch, declared) if isinstance(declared, str) else declared) or torch.float32
+
+
+def refuse_here(load: Load, config: Any, device: torch.device) -> None:
+    """Refuse a quantised base that could not be loaded on this machine, before anything is paid.
+
+    Raises:
+        ConfigError: as `options_of`, which loading asks.
+        UnsupportedError: likewise.
+    """
+    options_of(load, config, torch.float32, device)
 
 
 def options_of(load: Load, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

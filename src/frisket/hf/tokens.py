@@ -35,17 +35,19 @@ class Prepared:
     lines: tuple[str, ...] = ()
 
 
-def prepare(tokenizer: Any, settings: ModelSettings, ends: Collection[int] = ()) -> Prepared:
+def prepare(tokenizer: Any, settings: ModelSettings, ends: Collection[int] = (), rows: int | None = None) -> Prepared:
     """Add the recipe's tokens to a tokenizer and settle what it pads with; the tokenizer itself is changed.
 
     Args:
         ends: tokens at which the model stops, beside the tokenizer's end token.
+        rows: of the model's embedding, before it grows; None where nobody knows.
 
     Raises:
         ConfigError: a token is empty, or given twice; a built-in template does not fit the tokenizer.
     """
     added, lines = _add(tokenizer, settings.add_tokens)
-    padding = _settle_padding(tokenizer, _template_text(settings.template, tokenizer), ends)
+    usable = None if rows is None else max([rows, *(place + 1 for place in added)])
+    padding = _settle_padding(tokenizer, _template_text(settings.template, tokenizer), ends, usable)
     return Prepared(tokenizer, added, (*lines, *([padding] if padding else [])))
 
 
@@ -72,33 +74,39 @@ def _template_text(choice: str | None, tokenizer: Any) -> str:
     return file.read_text(encoding="utf-8") if file is not None and file.is_file() else ""
 
 
-def _settle_padding(tokenizer: Any, template: str, ends: Collection[int]) -> str | None:
+def _settle_padding(tokenizer: Any, template: str, ends: Collection[int], rows: int | None) -> str | None:
     """Choose a padding token that ends nothing, where the tokenizer's own is missing, ends a text or a turn.
 
     Training needs none (padding is known by its segment), but other tools leave every padding token out of the loss:
-    with one that is the end token as well, what they train on this run's result never learns to stop.
+    with one that is the end token as well, what they train on this run's result never learns to stop. And they look
+    its row up: a tokenizer of Qwen2's class brings a padding token of its own, which a model may have no row for.
     """
     was = tokenizer.pad_token
     written = json.dumps(template or tokenizer.chat_template or "", ensure_ascii=False)
     stops = {tokenizer.eos_token, *tokenizer.convert_ids_to_tokens(sorted(ends))}
-    if was is not None and was not in stops and was not in written:
+    has_row = was is None or _fits(tokenizer.pad_token_id, rows)
+    if was is not None and was not in stops and was not in written and has_row:
         return None
-    tokenizer.pad_token = chosen = _unused(tokenizer, template, stops)
+    tokenizer.pad_token = chosen = _unused(tokenizer, template, stops, rows)
     ending = "ends the text" if was in stops else "is written by the chat template"
-    why = "the tokenizer has none" if was is None else f"{was} {ending} as well"
+    why = "the tokenizer has none" if was is None else f"{was} {ending} as well" if has_row else f"{was} has no row"
     return f"padding: {why}; {f'now {chosen}' if chosen else 'left without one, since no token is free for it'}"
 
 
-def _unused(tokenizer: Any, template: str, stops: Collection[str]) -> str | None:
-    """The first special token that nothing uses, else the unknown token, else None."""
+def _unused(tokenizer: Any, template: str, stops: Collection[str], rows: int | None) -> str | None:
+    """The first special token that nothing uses and that has a row, else the unknown token, else None."""
     known = tokenizer.added_tokens_decoder
-    specials = [known[place].content for place in sorted(known) if known[place].special]
+    specials = [known[place].content for place in sorted(known) if known[place].special and _fits(place, rows)]
     written = template + json.dumps(tokenizer.chat_template or "", ensure_ascii=False)
     others = {tokenizer.bos_token, *stops}
     candidates = [token for token in _PADDING if token in specials]
     candidates += [token for token in specials if _UNUSED.search(token)]
-    candidates += [token for token in [tokenizer.unk_token] if token]
+    candidates += [tokenizer.unk_token] if tokenizer.unk_token and _fits(tokenizer.unk_token_id, rows) else []
     return next((token for token in candidates if token not in others and token not in written), None)
+
+
+def _fits(place: int, rows: int | None) -> bool:
+    return rows is None or place < rows
 
 
 @torch.no_grad()
@@ -136,12 +144,16 @@ def learn_padding_row(model: PreTrainedModel) -> None:
 
 
 def share_padding(model: PreTrainedModel, tokenizer: Any) -> None:
-    """Let saved configurations name the tokenizer's padding token; none where the model has no row for it."""
+    """Let saved configurations name the tokenizer's padding token; none where the model has no row for it.
+
+    Without one a text model within a larger one keeps its own: Gemma 4 puts that row where an image stands.
+    """
     rows = len(model.get_input_embeddings().weight)  # pyright: ignore[reportArgumentType]
     padding = tokenizer.pad_token_id
     named = None if padding is None or padding >= rows else padding
-    for config in (model.config, model.config.get_text_config(), model.generation_config):
-        if config is not None:
+    text = model.config.get_text_config()
+    for config in (model.config, model.generation_config, text):
+        if config is not None and (named is not None or config is not text or text is model.config):
             config.pad_token_id = named
 
 

@@ -47,7 +47,7 @@ def _processor(draft: Draft, path: str, value: Any) -> Answer:
 def _wandb(draft: Draft, path: str, value: Any) -> Answer:
     if says_nothing(value):
         return Answer("default", "train.track: [] tells nobody")
-    draft.check(f"W&B: set WANDB_PROJECT={value} and WANDB_MODE=online; frisket keeps it offline otherwise.")
+    draft.check(f"W&B stays offline unless the environment says: WANDB_MODE=online WANDB_PROJECT={value}")
     return to.tracker("wandb")(draft, path, value)
 
 
@@ -75,7 +75,7 @@ _WEIGHTS: dict[str, Row] = {
     "load_in_8bit": mapped("model.load", weights.quantised("8bit")),
     "lora_r": mapped("adapt.rank", weights.rank_number("adapt.rank")),
     "lora_alpha": mapped("adapt.alpha", weights.rank_number("adapt.alpha")),
-    "lora_dropout": Row("not supported", "no dropout: evaluate.stop_after, train.weight_decay", "", to.no_dropout),
+    "lora_dropout": Row("not supported", to.NO_DROPOUT, "", to.no_dropout),
     "lora_target_linear": mapped("adapt.where", weights.of_lora(weights.target_linear), "all-linear"),
     "lora_target_modules": mapped("adapt.where", weights.of_lora(weights.targets), "names become patterns"),
     "lora_target_parameters": mapped("adapt.where", weights.of_lora(weights.target_parameters), "beside the layers"),
@@ -177,7 +177,7 @@ _DATA: dict[str, Row] = {
             sources.renamed(("reasoning_content", "reasoning", "thinking"), "reasoning"),
         ),
     ),
-    "datasets[].roles.*": Row("default", "user, assistant, system, tool, human, gpt are known", "", sources.role_names),
+    "datasets[].roles.*": mapped("data.N.roles", sources.role_names, "where they are not known anyway"),
     "datasets[].roles": default("user, assistant, system, tool, human, gpt are known"),
     "datasets[].roles_to_train": mapped("data.N.supervise.roles", sources.roles_to_train),
     **rows("datasets[].train_on_eos datasets[].train_on_eot", mapped("data.N.supervise.rules", sources.train_on_end)),
@@ -235,7 +235,7 @@ _DATA: dict[str, Row] = {
     **rows("dataset_shard_num dataset_shard_idx num_dataset_shards_to_save", lacking("data.N.limit cuts a source")),
 }
 _TRAIN: dict[str, Row] = {
-    "num_epochs": mapped("train.epochs", to.epochs, "not where max_steps is given: that decides"),
+    "num_epochs": mapped("train.epochs", to.epochs, to.DECIDED_BY_STEPS),
     **rows(
         "micro_batch_size gradient_accumulation_steps",
         mapped("train.step_tokens", _STEP, _ARITHMETIC + "; and attend.micro_rows"),

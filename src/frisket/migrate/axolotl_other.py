@@ -107,7 +107,7 @@ OTHER: dict[str, Row] = {
         " swanlab_experiment_name swanlab_description swanlab_mode swanlab_workspace swanlab_api_key"
         " swanlab_log_model swanlab_web_host swanlab_api_host swanlab_lark_webhook_url swanlab_lark_secret"
         " swanlab_log_completions swanlab_completion_log_interval swanlab_completion_max_buffer",
-        lacking("trackers: train.track=[wandb] or [tensorboard]; metrics.jsonl is always written"),
+        lacking("trackers: 'train.track=[wandb]' or [tensorboard]; metrics.jsonl is always written"),
     ),
     **rows(
         "gradio_title gradio_share gradio_server_name gradio_server_port gradio_max_new_tokens gradio_temperature",

@@ -13,6 +13,8 @@ ADAMW_8BIT = {"adamw_8bit", "adamw_bnb_8bit", "adamw_torch_8bit", "paged_adamw_8
 SCHEDULES = {"cosine": "cosine", "linear": "linear", "constant": "constant", "constant_with_warmup": "constant"}
 WITH_FLOOR = {"cosine_with_min_lr", "cosine_warmup_with_min_lr"}
 FLOORS = {"min_lr", "min_lr_rate"}
+NO_DROPOUT = "frisket has no dropout; against overfitting: evaluate.stop_after=3 or train.weight_decay=0.01"
+DECIDED_BY_STEPS = "max_steps, where the file gives it, decides instead"
 TYPES = {
     "bfloat16": "bf16",
     "bf16": "bf16",
@@ -120,7 +122,7 @@ def no_dropout(draft: Draft, path: str, value: Any) -> Answer:
     """Dropout of an adapter: there is none here, so that a loss is the same each time it is computed."""
     if number(value) == 0:
         return Answer("default", "no dropout")
-    return Answer("not supported", "dropout: none here; against overfitting evaluate.stop_after, train.weight_decay")
+    return Answer("not supported", f"{shown(value)} is left out: {NO_DROPOUT}")
 
 
 def max_steps(draft: Draft, path: str, value: Any) -> Answer:
@@ -241,9 +243,9 @@ def length(too_long: str) -> Convert:
         if value is None or number(value) <= 1:
             return Answer("default", "the model's context is the limit, and a longer sample is an error")
         tokens = int(number(value))
-        draft.put("attend.row_tokens", tokens)
+        draft.put("attend.row_tokens", tokens, "rows of that length")
         action = draft.get("excess_length_strategy", too_long)
-        draft.share("too_long", {"raise": "error"}.get(action, action))
+        draft.share("too_long", {"raise": "error"}.get(action, action), "what happens to longer ones, as before")
         return draft.share("max_tokens", tokens)
 
     return convert
@@ -331,7 +333,8 @@ def times_an_epoch(draft: Draft, knob: str, times: float) -> Answer:
         return Answer("default", f"{knob}: a share of the run; the file counts it in epochs, but ends by max_steps")
     if times * passes <= 1:
         return draft.put(knob, 0, "once: at the end")
-    return draft.put(knob, round(1 / (times * passes), 4), f"{times:g} × {passes:g} times in the run")
+    told = f"{times:g} an epoch, {passes:g} epochs" if passes != 1 else f"{times:g} times in the run"
+    return draft.put(knob, round(1 / (times * passes), 4), told)
 
 
 def report_to(draft: Draft, path: str, value: Any) -> Answer:
@@ -341,10 +344,12 @@ def report_to(draft: Draft, path: str, value: Any) -> Answer:
     if wanted - set(tracked):
         draft.check(f"{path}: frisket tells TensorBoard and W&B only (train.track); metrics.jsonl has every step.")
     if not tracked and wanted:
-        return Answer("not supported", f"{', '.join(sorted(wanted))}: read metrics.jsonl, or train.track=[tensorboard]")
+        return Answer(
+            "not supported", f"{', '.join(sorted(wanted))}: read metrics.jsonl, or 'train.track=[tensorboard]'"
+        )
     if not tracked:
         return Answer("default", "metrics.jsonl, timings.jsonl and report.html are written to OUT; nothing is sent")
-    return draft.put("train.track", tracked)
+    return _tracked(draft, tracked)
 
 
 def tracker(name: str) -> Convert:
@@ -353,9 +358,15 @@ def tracker(name: str) -> Convert:
     def convert(draft: Draft, path: str, value: Any) -> Answer:
         if says_nothing(value):
             return Answer("default", "train.track: [] tells nobody")
-        return draft.put("train.track", sorted({*draft.knobs.get("train.track", ()), name}))
+        return _tracked(draft, sorted({*draft.knobs.get("train.track", ()), name}))
 
     return convert
+
+
+def _tracked(draft: Draft, names: list[str]) -> Answer:
+    for name in names:
+        draft.check(f"train.track: {name} is a package of its own: pip install 'frisket[{name}]'")
+    return draft.put("train.track", names)
 
 
 def template(known: Mapping[str, str], own: frozenset[str]) -> Convert:

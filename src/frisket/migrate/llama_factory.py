@@ -104,7 +104,7 @@ _METHOD: dict[str, Row] = {
         "lora_dropout module_dropout peft_config.lora_dropout",
         Row(
             "not supported",
-            "no dropout: evaluate.stop_after, train.weight_decay",
+            to.NO_DROPOUT,
             "",
             weights.of_lora(to.no_dropout),
         ),
@@ -125,7 +125,7 @@ _METHOD: dict[str, Row] = {
     **rows(
         "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules peft_config.freeze_trainable_layers"
         " peft_config.freeze_trainable_modules peft_config.freeze_extra_modules",
-        lacking("layers by count: name them, adapt.method=full adapt.where={layers: 30-31}"),
+        lacking("layers by count: name them, adapt.method=full 'adapt.where={layers: 30-31}'"),
     ),
     **rows(
         "additional_target peft_config.modules_to_save",
@@ -295,7 +295,7 @@ _REST: dict[str, Row] = {
     **rows(
         "use_swanlab swanlab_project swanlab_workspace swanlab_run_name swanlab_mode swanlab_api_key swanlab_logdir"
         " swanlab_lark_webhook_url swanlab_lark_secret",
-        lacking("SwanLab: train.track=[wandb] is there"),
+        lacking("SwanLab: 'train.track=[wandb]' is there"),
     ),
     **rows(
         "enable_torch_profiler profiler_output_dir profiler_wait_steps profiler_warmup_steps profiler_active_steps"

@@ -49,6 +49,7 @@ _TAGS = {
     "system_tag": ("system", "developer"),
 }
 """Columns and names inside a message of ``dataset_info.json``, with what is read here."""
+_ROLE_TAGS = {"user_tag": "user", "assistant_tag": "assistant", "observation_tag": "tool", "system_tag": "system"}
 
 
 def entry_index(path: str) -> int:
@@ -154,7 +155,7 @@ def roles_to_train(draft: Draft, path: str, value: Any) -> Answer:
     usual = {"human": "user", "gpt": "assistant", "tool": "tool_result"}
     weights = {usual.get(name, name): 1.0 for name in sorted(names)}
     if not set(weights) <= {"user", "assistant", "system", "tool_result"}:
-        return Answer("not supported", f"{shown(sorted(names))}: data.{index}.supervise.roles={{assistant: 1}}")
+        return Answer("not supported", f"{shown(sorted(names))}: data.{index}.supervise.roles.assistant=1")
     if "assistant" in weights:
         weights |= {"reasoning": 1.0, "tool_call": 1.0, "end_of_turn": 1.0}
     draft.put(f"data.{index}.supervise.policy", "roles")
@@ -174,13 +175,19 @@ def train_on_end(draft: Draft, path: str, value: Any) -> Answer:
 
 
 def role_names(draft: Draft, path: str, value: Any) -> Answer:
-    """Axolotl's ``roles``: names of a role in the data, which frisket knows by itself or not at all."""
+    """Axolotl's ``roles``: names of a role in the data, of which frisket knows the usual ones by itself."""
     role = path.rpartition(".")[2]
-    others = [name for name in words(value) if KNOWN_ROLES.get(name.lower()) != KNOWN_ROLES.get(role, "")]
+    if role not in KNOWN_ROLES:
+        return Answer("not supported", f"the role {role}: there are system, user, assistant and tool")
+    others = [name for name in words(value) if KNOWN_ROLES.get(name.lower()) != KNOWN_ROLES[role]]
     if not others:
         return Answer("default", "these names of roles are known")
-    draft.check(f"data.{entry_index(path)}: the role {role} is called {shown(others)} in the data; rename it there.")
-    return Answer("not supported", f"{shown(others)}: rename in the data to one of {', '.join(KNOWN_ROLES)}"[:120])
+    return _name_roles(draft, entry_index(path), dict.fromkeys(others, KNOWN_ROLES[role]))
+
+
+def _name_roles(draft: Draft, index: int, names: Mapping[str, str]) -> Answer:
+    knob = f"data.{index}.roles"
+    return draft.put(knob, {**draft.knobs.get(knob, {}), **names})
 
 
 def training_detail(draft: Draft, path: str, value: Any) -> Answer:
@@ -272,7 +279,12 @@ def _names_not_read(draft: Draft, here: str, name: str, columns: Mapping[str, An
     if draft.knobs.get(f"{here}.format") == "alpaca" and columns.get("tools"):
         draft.check(f"{here}: {name} has tools beside instructions; they are read beside messages only.")
     for key, usual in _TAGS.items():
-        if tags.get(key, usual[0]) not in (*usual, None):
+        name_given = tags.get(key, usual[0])
+        if name_given in (*usual, None):
+            continue
+        if key in _ROLE_TAGS:
+            _name_roles(draft, int(here.partition(".")[2]), {str(name_given): _ROLE_TAGS[key]})
+        else:
             draft.check(f"{here}: {name} has {key} {tags[key]!r}; rename it in the data to {usual[0]!r}.")
 
 

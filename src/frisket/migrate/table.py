@@ -79,6 +79,10 @@ class Draft:
             self.comments[f"data.0.{name}"] = comment
         return Answer("mapped", f"data.N.{name} = {shown(value)}" + (f" ({comment})" if comment else ""))
 
+    def settings(self) -> dict[str, Any]:
+        """All knobs so far; those of every source as ``data.N``."""
+        return {**self.knobs, **{f"data.N.{name}": value for name, value in self.shared.items()}}
+
     def check(self, line: str) -> None:
         """Note what a person should look at."""
         if line not in self.checks:
@@ -192,6 +196,8 @@ _OFF = frozenset({"none", "None", "no", "off", "false", "False", "null"})
 def shown(value: Any) -> str:
     """A value as YAML would have it, at most 60 characters."""
     text = {None: "null", True: "true", False: "false"}.get(value) if _is_scalar(value) else None
+    if isinstance(value, Mapping):
+        text = f"{{{', '.join(f'{name}: {inner}' for name, inner in value.items())}}}"
     text = text or (f"[{', '.join(map(str, value))}]" if isinstance(value, list) else f"{value}")
     return text if len(text) <= 60 else f"{text[:59]}…"
 

@@ -1,8 +1,13 @@
 """The tables of all tools, and what they say of one key."""
 
+import shlex
+from pathlib import Path
+from typing import Any
+
 from frisket.migrate.axolotl import AXOLOTL
+from frisket.migrate.convert import BadValueError, OtherJobError
 from frisket.migrate.llama_factory import LLAMA_FACTORY, LLAMA_FACTORY_1
-from frisket.migrate.table import Row, Tool
+from frisket.migrate.table import Draft, Row, Tool, shown
 from frisket.migrate.trl import TRL
 
 TOOLS = {tool.name: tool for tool in (TRL, AXOLOTL, LLAMA_FACTORY)}
@@ -29,6 +34,26 @@ def conversion_of(key: str) -> str | None:
     """The arithmetic by which another tool's top-level key becomes a knob, where there is any."""
     rows = [(tool.title, tool.rows[key]) for tool in tools_of(key)]
     return next((f"{title}: {row.text} = {row.note}" for title, row in rows if "×" in row.note), None)
+
+
+def override_for(key: str, value: Any) -> tuple[str, str] | None:
+    """The override that says what another tool's top-level key says with this value, and the table's note on it.
+
+    None where the value alone does not decide: it becomes several knobs, or is reckoned with other keys.
+    """
+    for tool in tools_of(key):
+        row, draft = tool.rows[key], Draft({key: value}, Path())
+        if row.convert is None or "×" in row.note:
+            continue
+        try:
+            outcome, _ = row.convert(draft, key, value)
+        except (BadValueError, OtherJobError):
+            continue
+        # A knob with a comment was reckoned, perhaps with keys that are not at hand here.
+        if outcome == "mapped" and len(draft.settings()) == 1 and not draft.comments:
+            knob, found = next(iter(draft.settings().items()))
+            return shlex.quote(f"{knob.replace('.N.', '.0.')}={shown(found)}"), row.note
+    return None
 
 
 def _said(row: Row) -> str:

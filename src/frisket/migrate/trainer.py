@@ -21,7 +21,7 @@ TRAINER: dict[str, Row] = {
     ),
     "output_dir": mapped("--out", to.as_flag("--out")),
     "resume_from_checkpoint": mapped("--resume", to.resume),
-    "num_train_epochs": mapped("train.epochs", to.epochs, "not where max_steps is given: that decides"),
+    "num_train_epochs": mapped("train.epochs", to.epochs, to.DECIDED_BY_STEPS),
     "max_steps": mapped("train.max_steps", to.max_steps),
     "learning_rate": mapped("train.learning_rate", to.as_number("train.learning_rate")),
     "lr_scheduler_type": mapped("train.schedule", to.schedule, "others than cosine, linear, constant become cosine"),
@@ -88,7 +88,7 @@ TRAINER: dict[str, Row] = {
     ),
     "report_to": mapped("train.track", to.report_to, "tensorboard and wandb; others are listed"),
     **rows(
-        "trackio_space_id trackio_bucket_id trackio_static_space_id", lacking("Trackio: train.track=[wandb] is there")
+        "trackio_space_id trackio_bucket_id trackio_static_space_id", lacking("Trackio: 'train.track=[wandb]' is there")
     ),
     **rows("run_name project", unneeded("the recipe's file name names the run; `name:` changes it")),
     **rows(

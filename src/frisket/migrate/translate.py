@@ -79,7 +79,13 @@ def translate(file: Path, named: str | None = None) -> Migration:
     answers = {key: found[key] if key not in silent else _null(key, value) for key, value in values.items()}
     knobs = {**draft.knobs, **_shared(draft)}
     comments = {**draft.comments, **_assumed_comments(tool, assumed, draft)}
+    if draft.sources() == 1:
+        answers, assumed = _of_one_source(answers), _of_one_source(assumed)
     return Migration(file, tool, answers, assumed, knobs, comments, tuple(draft.checks), draft.flags)
+
+
+def _of_one_source(answers: Mapping[str, Answer]) -> dict[str, Answer]:
+    return {key: answer._replace(text=answer.text.replace("data.N.", "data.0.")) for key, answer in answers.items()}
 
 
 def _is_silent(tool: Tool, given: Mapping[str, Any], values: Mapping[str, Any], key: str) -> bool:
@@ -116,10 +122,25 @@ def _answer(tool: Tool, draft: Draft, key: str, value: Any) -> Answer:
     if value is None and key not in tool.null_says:
         return _null(key, value)
     if row.convert is not None:
-        return row.convert(draft, key, value)
+        before = draft.settings()
+        return _with_all(draft, before, row.convert(draft, key, value))
     if row.outcome == "not supported" and is_off(value):
         return Answer("default", f"{shown(value)}: off in the file, and here")
     return Answer(row.outcome, row.text)
+
+
+def _with_all(draft: Draft, before: Mapping[str, Any], answer: Answer) -> Answer:
+    """The answer with every knob that its conversion set: a key may decide several."""
+    unsaid = {
+        knob: value
+        for knob, value in draft.settings().items()
+        if knob not in answer.text and (knob not in before or before[knob] != value)
+    }
+    also = []
+    for knob, value in unsaid.items():
+        comment = draft.comments.get(knob.replace(".N.", ".0."))
+        also.append(f"{knob} = {shown(value)}" + (f" ({comment})" if comment else ""))
+    return answer._replace(text="; ".join([answer.text, *also]))
 
 
 def _null(key: str, value: Any) -> Answer:

@@ -104,7 +104,7 @@ _MODEL: dict[str, Row] = {
     "lora_alpha": mapped("adapt.alpha", weights.rank_number("adapt.alpha")),
     "lora_dropout": Row(
         "not supported",
-        "no dropout: evaluate.stop_after, train.weight_decay",
+        to.NO_DROPOUT,
         "",
         weights.of_lora(to.no_dropout),
     ),

@@ -15,7 +15,7 @@ def adapter(draft: Draft, path: str, value: Any) -> Answer:
     if kind in ("", "None", "none"):
         return draft.put("adapt.method", "full")
     if kind == "qlora":
-        draft.put("model.load", "4bit", "adapter: qlora")
+        _few_bits(draft, "4bit", "adapter: qlora")
     elif kind != "lora":
         draft.put("adapt.method", "lora", f"instead of {kind}")
         return Answer("not supported", f"{kind}: the recipe has adapt.method: lora; the methods: frisket plan --schema")
@@ -34,8 +34,8 @@ def finetuning_type(draft: Draft, path: str, value: Any) -> Answer:
             return draft.put("adapt.method", "peft")
         case "freeze":
             draft.put("adapt.method", "full")
-            draft.check("finetuning_type freeze: name the layers that move, for example adapt.where={layers: 30-31}.")
-            return Answer("not supported", "the last layers by count: say which, adapt.where={layers: 30-31}")
+            draft.check("finetuning_type freeze: name the layers that move, for example 'adapt.where={layers: 30-31}'.")
+            return Answer("not supported", "the last layers by count: say which, 'adapt.where={layers: 30-31}'")
         case other:
             return Answer("not supported", f"{other}: the methods: frisket plan --schema")
 
@@ -45,7 +45,7 @@ def use_peft(draft: Draft, path: str, value: Any) -> Answer:
     if not says_nothing(value) and draft.get("lora_target_modules") is None:
         draft.check(
             "adapt.where: the file leaves the layers to PEFT, for many models q_proj and v_proj alone; frisket takes "
-            "all linear layers. As before: adapt.where=['*.q_proj', '*.v_proj']"
+            'all linear layers. As before: \'adapt.where=["*.q_proj", "*.v_proj"]\''
         )
     return draft.put("adapt.method", "full" if says_nothing(value) else "lora")
 
@@ -137,9 +137,14 @@ def quantised(bits: str) -> Convert:
             return Answer("not supported", "a quantised base does not move: use LoRA, adapt.method=lora")
         if draft.knobs.get("model.load") == "4bit":
             return Answer("mapped", "model.load = 4bit")
-        return draft.put("model.load", bits)
+        return _few_bits(draft, bits)
 
     return convert
+
+
+def _few_bits(draft: Draft, bits: str, comment: str = "") -> Answer:
+    draft.check(f"model.load: {bits} needs bitsandbytes: pip install 'frisket[quantised]'")
+    return draft.put("model.load", bits, comment)
 
 
 def quantization_bit(draft: Draft, path: str, value: Any) -> Answer:
@@ -149,6 +154,6 @@ def quantization_bit(draft: Draft, path: str, value: Any) -> Answer:
     if number(value) not in (4, 8):
         return Answer("not supported", f"{value} bits: model.load=4bit or 8bit")
     if draft.get("quantization_method", "bnb") not in ("bnb", "bitsandbytes"):
-        draft.put("model.load", f"{value}bit", f"instead of {draft.get('quantization_method')}")
+        _few_bits(draft, f"{value}bit", f"instead of {draft.get('quantization_method')}")
         return Answer("not supported", f"{draft.get('quantization_method')}: the recipe has model.load: {value}bit")
-    return draft.put("model.load", f"{value}bit")
+    return _few_bits(draft, f"{value}bit")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from frisket.report.ledger import ledger_columns, ledger_identities, ledger_table, read_ledgers
 from frisket.report.measures import Measure, measures
 from frisket.report.overlap import overlap_rows
-from frisket.report.render import count, document, duration, figure, plain, words
+from frisket.report.render import count, document, figure, plain, times, words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BUNDLED = "bundled"
@@ -49,7 +49,7 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
         ledger="\n\n".join(tables),
         identities=[text if holds else f"{text} — DOES NOT HOLD" for text, holds in ledger_identities(ledgers)],
         rates=[f"{words(name)}: {count(value)}" for name, value in summary["rates"].items()],
-        seconds=[f"{words(name)}: {duration(value)}" for name, value in summary["seconds"].items()],
+        seconds=[f"{name}: {time}" for name, time in times(summary)],
         environment=[
             f"{_line(k)}: {_line(plain(v))}" for k, v in environment.items() if isinstance(v, str | int | float)
         ],

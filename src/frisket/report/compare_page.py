@@ -29,6 +29,8 @@ def compare_page(title: str, result: Mapping[str, Any]) -> str:
         against=result["against"],
         unequal=result["unequal"],
         arms=result["arms"],
+        settings=result["settings"],
+        unasked=result["unasked"],
         measures=names,
         rows=[[cell(arm, name) for name in names] for arm in result["arms"]],
         plots=[draw(name, result["arms"]) for name in names],

@@ -16,6 +16,7 @@ LEVELS = 5
 """Steps of colour between no weight and the largest weight that one sample gives a token."""
 
 _MOST_INDENT = 8
+_KINDS = ("weight", "where samples share a token, the sum of theirs:")
 _PICTURES = {" ": "·", "\n": "↵", "\t": "→", "\x7f": "␡", "\u00a0": "⍽"}
 _INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp")
 
@@ -212,15 +213,35 @@ def level(weight: float, scale: float) -> int:
 
 
 def legend(rows: Sequence[RowView], scale: float) -> list[tuple[str, str]]:
-    """(class, such as ``p5`` or ``n2``; words) of each colour under any policy, from negative to positive."""
-    weights = {float(w) for row in rows for view in row.policies.values() for w in set(view.weights) if w != 0}
-    found: dict[str, list[float]] = {}
-    for weight in sorted(weights):
-        found.setdefault(f"{'n' if weight < 0 else 'p'}{level(weight, scale)}", []).append(weight)
+    """(class, such as ``p5`` or ``n2``; words) of each colour under any policy, from negative to positive.
+
+    What one sample gives a token and the sums on tokens that several samples share are told apart: of chats that begin
+    alike and count 1 the beginning may count 21.
+    """
+    found: dict[str, dict[bool, list[float]]] = {}
+    for weight, is_shared in sorted(_weights(rows)):
+        name = f"{'n' if weight < 0 else 'p'}{level(weight, scale)}"
+        found.setdefault(name, {False: [], True: []})[is_shared].append(weight)
     return [
-        (name, f"weight {figure(each[0])}" if len(each) == 1 else f"weights {figure(each[0])} to {figure(each[-1])}")
-        for name, each in found.items()
+        (name, "; ".join(f"{words} {_range(each)}" for words, each in zip(_KINDS, kinds.values(), strict=True) if each))
+        for name, kinds in found.items()
     ]
+
+
+def _weights(rows: Sequence[RowView]) -> set[tuple[float, bool]]:
+    """Every weight but 0 under any policy, and whether it is of a token that several samples share."""
+    return {
+        (float(weight), len(span.samples) > 1)
+        for row in rows
+        for span in row.spans
+        for view in row.policies.values()
+        for weight in set(view.weights[span.start : span.stop])
+        if weight
+    }
+
+
+def _range(weights: Sequence[float]) -> str:
+    return figure(weights[0]) if len(weights) == 1 else f"{figure(weights[0])} to {figure(weights[-1])}"
 
 
 def depths(row: RowView) -> dict[int, int]:

@@ -139,6 +139,37 @@ def measures(entry: Mapping) -> list[Measure]:
     return [m for m in found if m.before is not None or m.after is not None]
 
 
+def forgotten(name: str, entry: Mapping) -> str:
+    """What a set of ``forgetting`` says, in one sentence: clear, none that is clear, or not known; then the figures.
+
+    KL can but grow, so it is told and decides nothing; the losses of text decide by their paired intervals.
+    """
+    found = {m.metric: m for m in measures(entry)}
+    kl = found.pop("kl", None)
+    judged = [m.verdict for m in found.values() if m.verdict]
+    told = [_change_of(m, m.before, m.after) for m in found.values() if m.before and m.after]
+    if kl is not None and kl.after is not None:
+        told.append(f"KL from the base {kl.shown(kl.after)} nats a token on its own answers (0: unchanged)")
+    if not told:
+        return ""
+    what = "Forgetting" if name == "default" else f"Forgetting ({name})"
+    if "worse" in judged:
+        return f"{what} is clear: {'; '.join(told)}."
+    if judged:
+        return f"{what}: no clear loss: {'; '.join(told)}."
+    return f"{what}: {'too few samples for a verdict' if found else 'no text was measured'}: {'; '.join(told)}."
+
+
+def _change_of(measure: Measure, before: Figure, after: Figure) -> str:
+    """Before, after and the change in per cent; ``bits_per_character_prose`` is prose, in bits per character."""
+    unit, _, kind = measure.metric.rpartition("_")
+    name, unit = (kind, f" {words(unit)}") if unit == "bits_per_character" else (words(measure.metric), "")
+    change = [f"{100 * (after.value / before.value - 1):+.0f} %"] if before.value else []
+    change += {"same": ["no clear change"], "better": ["better"]}.get(measure.verdict, [])
+    told = f"{name} {measure.shown(before)} → {measure.shown(after)}{unit}"
+    return f"{told} ({', '.join(change)})" if change else told
+
+
 def _figure(side: Mapping, name: str) -> Figure | None:
     value = side.get(name)
     if not _is_number(value):

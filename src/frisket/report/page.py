@@ -12,8 +12,9 @@ from frisket.report.ledger import ledger_html, read_ledgers
 from frisket.report.measures import Measure, measures
 from frisket.report.overlap import overlap_html
 from frisket.report.plots import run_charts, steps_of
-from frisket.report.render import count, duration, facts, figure, page, words
+from frisket.report.render import count, facts, figure, page, times, words
 from frisket.report.samples import samples_html
+from frisket.watch import duration
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def report_page(
         overlap=overlap_html(summary.get("overlap") or {}),
         ledger=ledger_html(read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])),
         rates=[(words(name), count(value)) for name, value in summary["rates"].items()],
-        seconds=[(words(name), duration(value)) for name, value in summary["seconds"].items()],
+        seconds=times(summary),
         checks=[(name, _check(value)) for name, value in (summary.get("checks") or {}).items()],
         artifacts=summary.get("artifacts") or {},
         next=summary.get("next"),
@@ -147,7 +148,8 @@ def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> 
     seconds = summary["seconds"]
     if "total" in seconds:
         training = f"training itself {duration(seconds['training'])}" if "training" in seconds else ""
-        tiles.append(Tile("wall time", duration(seconds["total"]), "", training, ""))
+        since = f" since the resume at step {count(summary['resumed']['step'])}" if summary.get("resumed") else ""
+        tiles.append(Tile(f"wall time{since}", duration(seconds["total"]), "", training, ""))
     return tiles
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
+from frisket.watch import duration
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -34,18 +36,23 @@ def figure(number: float) -> str:
     return f"{number:.4g}"
 
 
-def duration(seconds: float) -> str:
-    """Wall time as a person says it.
+def times(summary: Mapping) -> list[tuple[str, str]]:
+    """The seconds of a summary as (name, time); of a resumed run it is said which part of the run each is of.
 
-    >>> duration(7.31), duration(75), duration(7384)
-    ('7.3 s', '1 min 15 s', '2 h 3 min')
+    >>> resumed = {"step": 10, "steps": 5, "seconds": 2.5}
+    >>> times({"seconds": {"total": 9.0, "steps": 7.5}, "resumed": resumed, "steps": 15})
+    [('total since the resume at step 10', '9.0 s'), ('all 15 steps', '7.5 s'), ('the 5 since the resume', '2.5 s')]
     """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
+    resumed = summary.get("resumed")
+    if not resumed:
+        return [(words(name), duration(value)) for name, value in summary["seconds"].items()]
+    found = [
+        (f"{words(name)} since the resume at step {count(resumed['step'])}", duration(value))
+        for name, value in summary["seconds"].items()
+        if name != "steps"
+    ]
+    found.append((f"all {count(summary['steps'])} steps", duration(summary["seconds"]["steps"])))
+    return [*found, (f"the {count(resumed['steps'])} since the resume", duration(resumed["seconds"]))]
 
 
 def words(name: str) -> str:
@@ -66,6 +73,15 @@ def plain(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value) or "—"
     return str(value)
+
+
+def quoted(text: str, most: int) -> str:
+    """A text as it is written in code, its middle left out where it is longer.
+
+    >>> print(quoted("a\\n", 9), quoted("abcdefghij", 4))
+    'a\\n' 'ab … ij'
+    """
+    return repr(text if len(text) <= most else f"{text[: most // 2]} … {text[-most // 2 :]}")
 
 
 def facts(document: Mapping, prefix: str = "") -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from frisket.run.again import evaluate_run
 from frisket.run.comparing import compare_runs
 from frisket.run.exporting import export
+from frisket.run.folder import where_stopped
 from frisket.run.grid import load_grid, make_grid, train_grid
 from frisket.run.opening import Chat, open_run
 from frisket.run.planning import Plan, make_plan, module_names
@@ -24,4 +25,5 @@ __all__ = [
     "train",
     "train_grid",
     "view",
+    "where_stopped",
 ]

@@ -41,7 +41,8 @@ def tokenizer_of(recipe: Recipe, given: Any, config: Any, watcher: Watcher) -> t
     if given is None:
         ready = load_prepared(recipe.model)
     else:
-        ready = tokens.prepare(copy.deepcopy(given), recipe.model, ending_ids(recipe.model))
+        rows = config.get_text_config().vocab_size
+        ready = tokens.prepare(copy.deepcopy(given), recipe.model, ending_ids(recipe.model), rows)
     for line in ready.lines:
         watcher.say(f"tokens     {line}")
     chosen = load_template(recipe.model.template, ready.tokenizer)
@@ -64,7 +65,8 @@ def _rows_of_files(recipe: Recipe, config: Any) -> int:
 
 def stored_tokenizer(recipe: Recipe, folder: Path) -> tuple[Any, Template]:
     """The tokenizer and the template that lie beside trained weights; the recipe's where an older run stored none."""
-    tokenizer = load_tokenizer(recipe.model.model_copy(update={"tokenizer": str(folder), "add_tokens": ()}))
+    settings = recipe.model.model_copy(update={"tokenizer": str(folder), "add_tokens": ()})
+    tokenizer = load_tokenizer(settings, is_stored=True)
     return tokenizer, load_template(None if tokenizer.chat_template else recipe.model.template, tokenizer)
 
 

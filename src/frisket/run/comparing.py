@@ -16,12 +16,14 @@ from frisket.errors import ConfigError, gather
 from frisket.evaluate.compare import is_known, t_interval, verdict
 from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
 from frisket.report.compare_page import compare_page
+from frisket.run.differing import differing_settings, identity, unasked
 from frisket.run.folder import SUMMARY, read_json
 
 PAGE = "compare.html"
 SAME_TOKENS = 0.01
 """Training tokens that differ by less are called equal: the last step of a run is as full as it happens to be."""
 ENOUGH_SEEDS = 3
+_SHOWN_DIGITS = 10
 _TRAINING_LOSS = "training loss"
 _MEASURES = {
     "kl": "KL to the base",
@@ -86,7 +88,8 @@ def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = Fa
         allow_unequal: compare runs of unequal budgets, saying what is unequal, instead of refusing.
 
     Returns:
-        ``{"arms": [...], "against": name, "unequal": [...], "judged": number, "page": path}``; see ``compared``.
+        ``{"arms": [...], "against": name, "unequal": [...], "settings": [...], "unasked": text, "judged": number,
+        "page": path}``; see ``compared``.
 
     Raises:
         ConfigError: a folder without a finished run; fewer than two runs; unequal budgets.
@@ -144,7 +147,11 @@ def unequal_budgets(runs: Sequence[FinishedRun]) -> list[str]:
             told = ", ".join(f"{run.arm} {run.tokens:,}" for run in same)
             found.append(f"training tokens with seed {seed}: {told}")
         if any(_holds_out(run) for run in same):
-            found += _differing(same, "data that the hold-out is drawn from", lambda run: run.data)
+            found += _differing(
+                same,
+                f"the hold-out with seed {seed}, drawn from the training data, which are not the same (fingerprints)",
+                lambda run: run.data[:_SHOWN_DIGITS],
+            )
     own = {arm: {run.seed for run in runs if run.arm == arm} for arm in dict.fromkeys(run.arm for run in runs)}
     tokens = {arm: median(run.tokens for run in runs if run.arm == arm) for arm in own}
     for arm in own:
@@ -166,16 +173,20 @@ def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[s
     that both have), ``difference_interval`` (95 %, paired, Student's t over the seeds) and ``verdict``. With fewer than
     three common seeds there is neither interval nor verdict. ``judged`` counts the verdicts: of equal arms one in 20 is
     still called better or worse. The training loss of runs that measured nothing is shown and never judged.
+    ``settings`` are those in which arms differ, and ``unasked`` says in words which of them nobody asked for.
     """
     names = list(dict.fromkeys(run.arm for run in runs))
     by_arm = {name: [run for run in runs if run.arm == name] for name in names}
     against = by_arm[names[0]]
     arms = [_arm(name, by_arm[name], against, judged=not unequal) for name in names]
+    settings = differing_settings({name: (by_arm[name][0].recipe, by_arm[name][0].summary) for name in names})
     return {
         "frisket": __version__,
         "model": runs[0].recipe.model.path,
         "against": names[0],
         "unequal": list(unequal),
+        "settings": settings,
+        "unasked": unasked(settings),
         "judged": sum("verdict" in entry for arm in arms for entry in arm["measures"].values()),
         "arms": arms,
     }
@@ -256,10 +267,7 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
 
 
 def _identity(run: FinishedRun) -> str:
-    given = run.recipe.model_dump(mode="json", exclude={"name"})
-    for name in ("seed", "threads", "save_every", "keep", "track"):
-        given["train"].pop(name)
-    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(identity(run.recipe), sort_keys=True).encode()).hexdigest()
 
 
 def _are_same(tokens: Sequence[float]) -> bool:

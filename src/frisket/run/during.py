@@ -118,7 +118,7 @@ class During:
                 "without_improvement": found.since,
                 "stopped": self._has_stopped(),
             }
-        samples = self._samples.summary() if self._samples else {}
+        samples = self._samples.summary(self._result_step()) if self._samples else {}
         return told | samples | self._meter.summary()
 
     def _record(self, step: int, sets: measuring.Sets, before: measuring.Before) -> None:

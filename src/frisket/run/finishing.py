@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,7 +28,9 @@ from frisket.run.folder import read_lines
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
 from frisket.run.serving import serving_line
+from frisket.run.system_message import shared_system
 from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, other_policies, sample_rows
+from frisket.train.checkpoint import State
 from frisket.train.checks import Checks
 from frisket.train.loop import Totals
 from frisket.types import Rows, total
@@ -144,8 +147,15 @@ def summarise(
     artifacts: dict[str, str],
     seconds: dict[str, float],
     verdict: Verdict | None,
+    start: State | None,
 ) -> dict:
-    """``summary.json``: what the run was, cost, learned and forgot."""
+    """``summary.json``: what the run was, cost, learned and forgot.
+
+    Args:
+        totals: of the whole run, the steps before a resume included; so are the rates and ``seconds.steps``.
+        seconds: of this part of the run.
+        start: where it was resumed; ``resumed`` then says how many of the steps, and of their seconds, are this part's.
+    """
     ledgers = prepared.ledger_of_steps(totals.step)
     moving = sum(p.numel() for p in loaded.optimizer.masters.values())
     parameters = sum(quantised.entries(p) for p in loaded.model.parameters())
@@ -175,13 +185,20 @@ def summarise(
         "checks": checks,
         "artifacts": {**artifacts, "report": "report.html", "card": "README.md"},
         "examples": measured.get("examples", []),
+        "system": shared_system(prepared),
         **({"overfit": verdict.text} if verdict else {}),
+        **({"resumed": _since(start, totals)} if start else {}),
     }
+
+
+def _since(start: State, totals: Totals) -> dict:
+    spent = round(totals.seconds - start.seconds, 3)
+    return {"step": start.step, "steps": totals.step - start.step, "seconds": spent}
 
 
 def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -> None:
     """``report.html`` and the model card; the next command is added to the summary."""
-    summary["next"] = f"frisket generate {out} --chat"
+    summary["next"] = f"frisket generate {shlex.quote(str(out))} --chat"
     summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
     environment = json.loads((out / "environment.json").read_text())
     names = ("metrics", "timings", "evaluations", "contamination", "samples")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,6 +80,18 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
     return Found(found[-1] if found else None, False)
 
 
+def where_stopped(out: Path) -> str:
+    """What a resumed run goes on from, in words: the newest complete checkpoint of a run that is not finished."""
+    written = out.rglob(f"checkpoints/step-*/{checkpoint.COMPLETE}")
+    found = [path for path in written if not (path.parents[2] / SUMMARY).exists()]
+    if not found:
+        return "No checkpoint of it was written yet, so it begins anew"
+    newest = max(found, key=lambda path: path.stat().st_mtime).parent
+    state, place = checkpoint.load_state(newest), newest.parents[1]
+    inner = "" if place == out else f" of {place.relative_to(out)}"
+    return f"It goes on after step {state.step:,} of {state.total_steps:,}{inner}"
+
+
 @contextmanager
 def claimed(out: Path, recipe: Recipe) -> Iterator[None]:
     """Hold the folder while a run writes to it; a folder in which no step was made is left as it was found."""
@@ -115,7 +128,7 @@ def environment(device: torch.device, compute: torch.dtype, fingerprint: str) ->
     return {
         "frisket": __version__,
         **versions(),
-        "platform": platform.platform(),
+        "platform": _system(),
         "machine": machine(device),
         "device": str(device),
         "compute": str(compute).removeprefix("torch."),
@@ -178,6 +191,12 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def _system() -> str:
+    """Operating system and its release, such as ``Linux 6.8``: a whole kernel's name can tell whose machine it is."""
+    release = re.match(r"\d+(\.\d+)?", platform.release())
+    return " ".join([platform.system(), *([release[0]] if release else []), platform.machine()])
 
 
 def _commit() -> str | None:

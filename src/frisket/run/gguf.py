@@ -17,49 +17,37 @@ import torch
 from frisket.errors import CheckError, ConfigError
 from frisket.hf import load
 from frisket.hf.heads import logits_of
-from frisket.run.merging import BARS, Trained, merge, real_rows, written
+from frisket.run.merging import BARS, Trained, merged_folder, real_rows, written
 from frisket.watch import Watcher
 
 CONVERTER = "convert_hf_to_gguf.py"
 FOLDER = "LLAMA_CPP"  # environment variable: a llama.cpp source tree
 QUANTISED = "Q4_K_M"
+NOT_MADE = 2  # exit code: the user can mend it
 _HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries (llama.cpp, docs/gguf.md)
 
 
 def export_gguf(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     """Convert the merged model, or say which two commands do it.
 
-    The merged model is taken from ``OUT/merged``, where it is made if it is not there.
+    The merged model is taken from ``OUT/merged``, where it is made if it is not there. Without the converter it is all
+    that is written; ``exit_code`` then says that the file is not there.
 
     Raises:
-        ConfigError: the converter fails.
+        ConfigError: the converter fails, or ``OUT/merged`` holds something else.
         CheckError: what it wrote is no GGUF file, or computes something else.
     """
     merged = merged_folder(run, watcher)
     converter = find_converter()
     if converter is None:
-        return {"merged": str(merged), "commands": _say_commands(merged, target, watcher)}
+        return _left_to_do(merged, target / "model.gguf", watcher)
     with written(target) as partial:
         partial.mkdir(parents=True)
         file = partial / "model.gguf"
         convert(converter, merged, file, watcher)
         facts = check_file(file)
         facts |= _compare(run, merged, file, watcher)
-    quantise = quantise_command(target / "model.gguf")
-    watcher.say(f"smaller    {quantise}")
-    return {"gguf": str(target / "model.gguf"), **facts, "quantise": quantise}
-
-
-def merged_folder(run: Trained, watcher: Watcher) -> Path:
-    """The merged model of a run, made now if need be; after full fine-tuning the model itself."""
-    if run.is_full:
-        return run.artifact
-    merged = run.folder / "merged"
-    if (merged / "config.json").exists():
-        watcher.say(f"merged     {merged} is used as it is")
-    else:
-        merge(run, merged, watcher)
-    return merged
+    return {"gguf": str(target / "model.gguf"), **facts, "quantise": quantise_command(target / "model.gguf")}
 
 
 def find_converter() -> list[str] | None:
@@ -169,11 +157,12 @@ def quantise_command(file: Path) -> str:
     return shlex.join(["llama-quantize", str(file), str(small), QUANTISED])
 
 
-def _say_commands(merged: Path, target: Path, watcher: Watcher) -> list[str]:
-    file = target / "model.gguf"
-    commands = [convert_command(merged, file), quantise_command(file)]
-    watcher.warn(f"llama.cpp's {CONVERTER} is not installed here ({FOLDER} names its folder); run:")
-    for command in commands:
-        watcher.say(f"           {command}")
-    target.mkdir(parents=True, exist_ok=True)
-    return commands
+def _left_to_do(merged: Path, file: Path, watcher: Watcher) -> dict[str, Any]:
+    """What was written without the converter, and the commands that make the file."""
+    watcher.warn(
+        f"no GGUF file was made: llama.cpp's {CONVERTER} is not installed here ({FOLDER} may name its folder). "
+        f"The merged model was written: {merged}. These two commands remain"
+    )
+    made = f"mkdir -p {shlex.quote(str(file.parent))} && {convert_command(merged, file)}"
+    commands = [made, quantise_command(file)]
+    return {"merged": str(merged), "commands": commands, "exit_code": NOT_MADE}

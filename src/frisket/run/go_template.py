@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from frisket.data.chat import Template
 from frisket.data.problem import BadSample
 from frisket.errors import UnsupportedError
+from frisket.report.render import quoted
 
 Turns = Seq[tuple[str, str]]
 _MARKS = "".join(chr(0xE100 + i) for i in range(8))
@@ -21,6 +22,7 @@ _CHECKED: tuple[Turns, ...] = (
     (("system", "s t"), ("user", "one")),
     (("system", "s"), ("user", "1"), ("assistant", "2\n3"), ("user", "4"), ("assistant", "5"), ("user", "6")),
 )
+_SHOWN = 120  # characters of a rendering in a refusal
 _FIX = "Serve the GGUF file with llama.cpp, which runs the template itself: --to gguf"
 
 
@@ -97,8 +99,8 @@ def go_template(template: Template, begin: str) -> GoTemplate:
     for wanted, got in rendered:
         if wanted != got:
             raise UnsupportedError(
-                f"template '{template.name}' cannot be written in Ollama's language: {_short(got)} would stand for "
-                f"{_short(wanted)}.\n{_FIX}"
+                f"template '{template.name}' cannot be written in Ollama's language: {quoted(got, _SHOWN)} would "
+                f"stand for {quoted(wanted, _SHOWN)}.\n{_FIX}"
             )
     return derived
 
@@ -158,7 +160,3 @@ def _rendered(template: Template, turns: Turns, ask: bool, begin: str) -> str:
 def _literal(text: str) -> str:
     """Text that Go's template language leaves as it is; a brace at the end would join those of the next action."""
     return text.replace("{", '{{ "{" }}') if "{{" in text or text.endswith("{") else text
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 120 else f"{text[:60]} … {text[-60:]}")

@@ -16,8 +16,8 @@ from frisket.recipe import FILE_KEYS, GRID_FILE, Recipe, load_recipe
 from frisket.run import best, comparing, measuring
 from frisket.run.folder import SUMMARY, look, read_json, recipe_hash, write_json
 from frisket.run.prepare import prepare
-from frisket.run.training import train
-from frisket.watch import Silent, Watcher
+from frisket.run.training import Given, train
+from frisket.watch import Silent, Watcher, duration
 
 CHANGES_BUDGET = ("data", "model", "evaluate", "stages", "train.epochs", "train.max_steps")
 MOST_CELLS = 1000
@@ -200,14 +200,16 @@ def train_grid(
             continue
         began = time.perf_counter()
         try:
-            summary = train(recipe, out=place, resume=place.exists(), watcher=_SILENT)
+            with watcher.progress(told, None, "steps") as advance:
+                given = Given(on_step=lambda record, advance=advance: advance(1))
+                summary = train(recipe, out=place, resume=place.exists(), given=given, watcher=_SILENT)
         except FrisketError as error:
             failed.append({"folder": cell.folder, "error": str(error)})
             watcher.warn(f"{told} failed: {error}")
             continue
         seconds.append(time.perf_counter() - began)
         left = sum(seconds) / len(seconds) * (len(cells) - number - 1)
-        watcher.say(f"{told}: {_outcome(summary)}, {seconds[-1]:.0f} s, about {_clock(left)} left")
+        watcher.say(f"{told}: {_outcome(summary)}, {duration(seconds[-1])}, about {duration(left)} left")
     return _told(grid, out, failed, allow_unequal=allow_unequal)
 
 
@@ -296,8 +298,3 @@ def _outcome(summary: Mapping[str, Any]) -> str:
         if "loss" in entry["after"]:
             return f"{name} loss {entry['after']['loss']:.4f}"
     return f"training loss {summary['loss']:.4f}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

@@ -45,7 +45,7 @@ class Meter:
 
     def measure(self, step: int) -> None:
         """Measure now."""
-        if not self._batches or any(entry["step"] == step for entry in self._found()):
+        if not self._batches or any(entry["step"] == step for entry in folder.read_lines(self._path)):
             return
         found = measure_contamination(self._model, self._attached, self._batches, self._backend)
         with self._path.open("a") as file:
@@ -54,13 +54,10 @@ class Meter:
 
     def summary(self) -> dict[str, Any]:
         """What ``summary.json`` holds: before, after, and what was measured between."""
-        found = self._found()
+        found = folder.read_lines(self._path)
         if not found:
             return {}
         return {"contamination": {"before": found[0], "during": found[1:-1], "after": found[-1]}}
-
-    def _found(self) -> list[dict]:
-        return [json.loads(line) for line in self._path.read_text().splitlines()] if self._path.exists() else []
 
 
 def _can_measure(prepared: Prepared, attached: Attached, watcher: Watcher) -> bool:

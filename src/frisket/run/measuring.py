@@ -1,7 +1,9 @@
 """Which sets are measured, before, during and after training; the composition of ``evaluate/`` with the data."""
 
 import time
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +17,7 @@ from frisket.data.chat import ANSWER_ROLES, encode_many, prompt_of
 from frisket.data.problem import Problem
 from frisket.data.settings import SourceSettings
 from frisket.data.source import Source, read_conversations
-from frisket.errors import DataError, UnsupportedError, gather
+from frisket.errors import DataError, UnsupportedError, counted, gather
 from frisket.evaluate import forgetting, learning
 from frisket.evaluate.compare import one_side
 from frisket.evaluate.losses import Instruments
@@ -26,7 +28,7 @@ from frisket.run.prepare import Prepared, Records
 from frisket.supervise.policies import token_weights
 from frisket.supervise.predictions import Weighted
 from frisket.types import Conversation, Provenance
-from frisket.watch import Watcher
+from frisket.watch import Watcher, duration
 
 BUNDLED_SETS = {"bundled": bundled.eval_path, "bundled-unseen": bundled.unseen_path}
 HOLD_OUT = LearningSettings(name="hold-out")
@@ -101,6 +103,9 @@ def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> B
     """Measure the base, within the time budget, and keep what the comparison needs of it."""
     started = time.perf_counter()
     shares = len(sets.learning) + len(sets.forgetting)
+    if shares:
+        longest = f"at most about {sets.settings.budget_seconds:g} s (evaluate.budget_seconds)"
+        sets.instruments.watcher.say(f"evaluate   before training: {_names(sets)}; {longest}")
 
     def share(done: int) -> float:
         left = sets.settings.budget_seconds - (time.perf_counter() - started)
@@ -110,34 +115,48 @@ def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> B
         learning.measure(model, each, sets.instruments, seconds=share(done), seed=seed)
         for done, each in enumerate(sets.learning)
     )
-    bases = tuple(
-        forgetting.measure_base(
-            model,
-            each,
-            sets.instruments,
-            keep_base=not keeps_base(attached),
-            seconds=share(len(scores) + done),
-            seed=seed,
-        )
-        for done, each in enumerate(sets.forgetting)
-    )
-    return Before(tuple(each.settings.name for each in sets.learning), scores, bases, time.perf_counter() - started)
+    bases = []
+    for done, each in enumerate(sets.forgetting):
+        with _told(sets, each) as progress:
+            keep_base, seconds = not keeps_base(attached), share(len(scores) + done)
+            base = forgetting.measure_base(
+                model, each, sets.instruments, keep_base=keep_base, seconds=seconds, seed=seed
+            )
+            progress(sum(map(len, base.measures.values())))
+        bases.append(base)
+    names = tuple(each.settings.name for each in sets.learning)
+    return Before(names, scores, tuple(bases), time.perf_counter() - started)
 
 
 def measure_after(model: Model, sets: Sets, before: Before, attached: Attached) -> dict:
     """Measure the same again; the entries ``learning``, ``forgetting`` and ``examples`` of ``summary.json``."""
     told: dict = {"learning": {}, "forgetting": {}, "examples": []}
+    if sets.learning or sets.forgetting:
+        took = f"it took {duration(before.seconds)} before training"
+        sets.instruments.watcher.say(f"evaluate   after training: the same again; {took}")
     for each, scores in zip(sets.learning, before.learning, strict=True):
         after = learning.measure(model, each, sets.instruments, samples=scores.samples)
         told["learning"][each.settings.name] = learning.compared(each, scores, after)
         told["examples"] += [{"set": each.settings.name, **shown} for shown in learning.examples(each, scores, after)]
     is_exact = keeps_base(attached)
     for each, base in zip(sets.forgetting, before.forgetting, strict=True):
-        tuned = forgetting.measure_tuned(
-            model, each, base, sets.instruments, switched_off=attached.switched_off if is_exact else None
-        )
+        with _told(sets, each) as progress:
+            tuned = forgetting.measure_tuned(
+                model, each, base, sets.instruments, switched_off=attached.switched_off if is_exact else None
+            )
+            progress(sum(map(len, tuned.values())))
         told["forgetting"][each.settings.name] = forgetting.compared(each, base, tuned, is_exact=is_exact)
     return told
+
+
+def _names(sets: Sets) -> str:
+    """What will be measured, for the line that says so."""
+    learned = [f"{each.settings.name} ({counted(len(each.samples), 'sample')})" for each in sets.learning]
+    return ", ".join([*learned, *(f"forgetting: {each.settings.name}" for each in sets.forgetting)])
+
+
+def _told(sets: Sets, each: forgetting.ForgettingSet) -> AbstractContextManager[Callable[[int], None]]:
+    return sets.instruments.watcher.progress(f"measuring forgetting: {each.settings.name}", None, "answers and texts")
 
 
 def measure_now(model: Model, sets: Sets, before: Before) -> dict:
@@ -220,6 +239,7 @@ def learning_source(prepared: Prepared, entry: LearningSettings) -> SourceSettin
         completion=entry.completion,
         limit=entry.limit,
         render=own.render,
+        roles=own.roles,
         system=own.system,
     )
 

@@ -15,8 +15,10 @@ from frisket.adapt.full import Full
 from frisket.adapt.lora import Lora
 from frisket.adapt.methods import attach
 from frisket.attend.pack import pack
-from frisket.hf import load, tokens
+from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
+from frisket.hf.kv_cache import cache_bytes
+from frisket.run.measuring import learning_entries
 from frisket.run.prepare import Prepared
 from frisket.train.checks import CONFORMANCE_TOKENS, PROBE_TOKENS
 from frisket.train.memory import (
@@ -80,17 +82,19 @@ class Forecast:
         choice: how many layers are recomputed, and why.
         peak: with so many; None where the model's own code cannot run on the meta device.
         disk: what the run writes.
+        uncounted: what neither of them holds, in words.
     """
 
     choice: Choice
     peak: Prediction | None
     disk: tuple[Term, ...]
+    uncounted: tuple[str, ...] = ()
 
     def facts(self) -> list[tuple[str, str]]:
         """For the terminal and the page: (name, text)."""
         told = [("memory", "not predicted: this model cannot be traced without its weights")]
         if self.peak is not None:
-            told = [("memory", self.peak.line())]
+            told = [("memory", "; ".join([self.peak.line(), *(f"not counted: {text}" for text in self.uncounted)]))]
         whole = sum(term.bytes for term in self.disk)
         if self.choice.told:
             told.append(("recompute", self.choice.told))
@@ -104,7 +108,8 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for ``--json``."""
         peak = None if self.peak is None else self.peak.as_dict()
-        return {"memory": peak, "disk": [term._asdict() for term in self.disk]}
+        told = {"uncounted": list(self.uncounted)}
+        return {"memory": peak and peak | told, "disk": [term._asdict() for term in self.disk]}
 
 
 def forecast(prepared: Prepared, save_steps: int, *, free: float | None = None, held: int = 0) -> Forecast:
@@ -120,7 +125,8 @@ def forecast(prepared: Prepared, save_steps: int, *, free: float | None = None, 
     """
     setting = prepared.recipe.train.recompute
     device = load.device_of(prepared.recipe.model.device)
-    model, sizes = _on_meta(prepared, device)
+    model, sizes, is_whole = _on_meta(prepared, device)
+    uncounted = [] if is_whole else [f"the adapter, since PEFT builds {prepared.recipe.adapt.label} on weights only"]
     disk = tuple(_disk(prepared, sizes, save_steps))
     layers = len(load.decoder_layers(model))
     steps = _steps(prepared)
@@ -129,13 +135,16 @@ def forecast(prepared: Prepared, save_steps: int, *, free: float | None = None, 
     try:
         traced = trace(model, largest, laying.backend, laying.chunk_tokens, laying.loss)
     except (NotImplementedError, RuntimeError):  # an operation that needs values, or has no form without them
-        return Forecast(choose_recompute(setting, layers, None, None), None, disk)
+        return Forecast(choose_recompute(setting, layers, None, None), None, disk, tuple(uncounted))
+    answering = _answering(prepared, traced, model)
+    if answering is None:
+        uncounted.append("keys and values of generated answers, since the model's code needs values there")
     several = any(len(step.micro_batches) > 1 for step in steps)
     kernels = _kernels(prepared, traced, model) if device.type == "cpu" else 0
     process = resident_bytes() - held + LATER_PAGES if device.type == "cpu" else 0
-    predict = partial(_prediction, prepared, sizes, traced, several, process, kernels, device)
+    predict = partial(_prediction, prepared, sizes, traced, answering or (), several, process, kernels, device)
     choice = choose_recompute(setting, layers, predict, free_bytes(device) if free is None else free)
-    return Forecast(choice, predict(choice.layers), disk)
+    return Forecast(choice, predict(choice.layers), disk, tuple(uncounted))
 
 
 def foresee(prepared: Prepared, save_steps: int, given: Model | None, watcher: Watcher) -> Forecast:
@@ -180,17 +189,17 @@ def _smaller(prepared: Prepared) -> Iterator[str]:
             yield f"{told} {sized(peak.bytes)}"
 
 
-def _on_meta(prepared: Prepared, device: torch.device) -> tuple[Model, Sizes]:
-    """The model as it will compute, without its weights, and what its tensors weigh."""
+def _on_meta(prepared: Prepared, device: torch.device) -> tuple[Model, Sizes, bool]:
+    """The model as it will compute, without its weights, what its tensors weigh, and whether the method is on it."""
     recipe = prepared.recipe
     compute = load.compute_type(recipe.train.compute, device)
     wide = torch.promote_types(compute, torch.float32)
-    model, moving = _attached(prepared)
+    model, moving, is_whole = _attached(prepared)
     names = load.embedding_names(model)
     parameters = dict(model.named_parameters())
     frozen = [p for name, p in parameters.items() if name not in moving]
-    is_quantised = recipe.model.load != "none"
-    linear = {id(module.weight) for module in _decoder_linears(model)} if is_quantised else set()
+    kind = recipe.model.load if recipe.model.load != "none" else quantised.stored_as(prepared.config)
+    linear = set() if kind == "none" else {id(module.weight) for module in _decoder_linears(model)}
     shapes = [p.shape for name, p in moving.items() if name not in names]
     state = state_bytes(recipe.train.optimizer, shapes, [moving[name].shape for name in names if name in moving])
     sizes = Sizes(
@@ -202,14 +211,14 @@ def _on_meta(prepared: Prepared, device: torch.device) -> tuple[Model, Sizes]:
         state,
         has_own_masters(recipe.train.optimizer, compute),
         model.get_input_embeddings().weight.shape[0],  # pyright: ignore
-        _QUANTISED.get(recipe.model.load, 0.0),
+        _QUANTISED.get(kind, 0.0),
     )
     load.cast_parameters(model, compute)
-    return model.train(), sizes
+    return model.train(), sizes, is_whole
 
 
-def _attached(prepared: Prepared) -> tuple[Model, dict[str, nn.Parameter]]:
-    """The model on the meta device with the method on it; where PEFT needs the weights to build it, without."""
+def _attached(prepared: Prepared) -> tuple[Model, dict[str, nn.Parameter], bool]:
+    """The model on the meta device, what moves, and whether the method is on it: PEFT builds some on weights only."""
     recipe = prepared.recipe
     with torch.device("meta"):
         model = load.empty_model(prepared.config)
@@ -219,9 +228,9 @@ def _attached(prepared: Prepared) -> tuple[Model, dict[str, nn.Parameter]]:
         attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
     except (NotImplementedError, RuntimeError):
         model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
-        return model.requires_grad_(False), {}
+        return model.requires_grad_(False), {}, False
     model.to(torch.device("meta"))  # adapters are made on the CPU  # pyright: ignore[reportArgumentType]
-    return model, {name: p for name, p in model.named_parameters() if name in attached.parameters()}
+    return model, {name: p for name, p in model.named_parameters() if name in attached.parameters()}, True
 
 
 def _decoder_linears(model: Model) -> list[nn.Linear]:
@@ -266,6 +275,7 @@ def _prediction(
     prepared: Prepared,
     sizes: Sizes,
     traced: Trace,
+    answering: tuple[Term, ...],
     several: bool,
     process: int,
     kernels: int,
@@ -278,12 +288,13 @@ def _prediction(
     phases = {
         "checks": tuple(_checks(prepared, sizes, traced)),
         "evaluation": tuple(_evaluation(prepared, sizes, traced)),
+        "answering": answering,
         "train step": tuple(_step(sizes, traced, several, recomputed)),
     }
     told = []
     for name, terms in phases.items():
         moment = sum(term.bytes for term in terms)
-        lost = Term("holes", int(holes * moment), f"{holes:.0%} of what this phase allocates and frees")
+        lost = Term("fragmentation", int(holes * moment), f"{holes:.0%} of what this phase allocates and frees")
         told.append(Phase(name, (*always, *terms, *((lost,) if holes else ()))))
     told.append(Phase("saving", (*always, *_saving(prepared, sizes))))
     return Prediction(tuple(told), recomputed, len(traced.layers), device.type)
@@ -358,6 +369,38 @@ def _evaluation(prepared: Prepared, sizes: Sizes, traced: Trace) -> Iterator[Ter
     wide = sizes.wide.itemsize
     compared = 3 * _EVALUATED_AT_ONCE * sizes.vocab * wide
     yield Term("logits", compared, f"{_EVALUATED_AT_ONCE} x {sizes.vocab:,} x {wide} of base and tuned, and a copy")
+
+
+def _answering(prepared: Prepared, traced: Trace, model: Model) -> tuple[Term, ...] | None:
+    """The largest batch of prompts that evaluation answers; None where the model's code needs values."""
+    batch = max(_batches(prepared), key=math.prod, default=None)
+    if batch is None:
+        return ()
+    rows, tokens = batch
+    try:
+        cache = cache_bytes(model, rows, tokens)
+    except (NotImplementedError, RuntimeError):
+        return None
+    layer = max(traced.layers, default=0) * rows * tokens // traced.tokens
+    return (
+        Term("a layer", layer, f"of {rows:,} prompts x {tokens:,} tokens, without gradients"),
+        Term("keys and values", cache, f"of {rows:,} prompts x {tokens:,} tokens with their answers (traced)"),
+    )
+
+
+def _batches(prepared: Prepared) -> Iterator[tuple[int, int]]:
+    """The batches of prompts of each set that is answered: (rows, tokens), as if prompts were samples."""
+    settings = prepared.recipe.evaluate
+    if settings is None:
+        return
+    longest, entries = int(prepared.dataset.lengths.max()), learning_entries(prepared, settings)
+    asked = [(each.prompts, each.answer_tokens) for each in settings.forgetting if each.path is None]
+    asked += [(settings.samples, settings.sample_tokens)] if entries else []
+    asked += [(e.limit or settings.batch_tokens, e.max_new_tokens) for e in entries if e.metric == "exact_match"]
+    for prompts, answer in asked:
+        tokens = longest + answer
+        if prompts:
+            yield min(prompts, max(1, settings.batch_tokens // tokens)), tokens
 
 
 def _saving(prepared: Prepared, sizes: Sizes) -> Iterator[Term]:

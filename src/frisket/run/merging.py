@@ -1,6 +1,8 @@
 """A run's result as one plain model: the adapter folded into its base in fp32, written, loaded again, compared."""
 
+import hashlib
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +26,14 @@ from frisket.hf.heads import logits_of
 from frisket.hf.settings import ModelSettings
 from frisket.recipe import Recipe, load_recipe
 from frisket.run.adding import stored_tokenizer
-from frisket.run.folder import SUMMARY
+from frisket.run.folder import SUMMARY, read_json, write_json
 from frisket.run.opening import dtype_name
 from frisket.types import Rows
 from frisket.watch import Watcher
 
 REAL_ROWS = 4
 LONGEST = 2048
+MADE_OF = "frisket.json"  # beside the model: of which bytes it was made, and what was measured then
 # The merged weight is rounded once to the base's type; the bar is that rounding, in units of the largest logit.
 BARS = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 2**-4, torch.float16: 2**-7}
 
@@ -84,12 +87,55 @@ def trained(folder: Path) -> Trained:
 def merge(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     """Write base plus adapter as one model in the base's type; after full fine-tuning, copy the model.
 
+    A folder that was made so of the same bytes is left as it is.
+
     Raises:
+        ConfigError: the target holds something else.
         UnsupportedError: PEFT cannot merge this adapter.
         CheckError: what was written differs from what was trained by more than the type's rounding.
     """
+    facts = _made_before(run, target)
+    if facts is not None:
+        watcher.say(f"merged     {target} is this run's already, and is left as it is")
+    else:
+        refuse_full_target(target)
+        facts = _copy_model(run, target, watcher) if run.is_full else _merge(run, target, watcher)
+        write_json(target / MADE_OF, {"made_of": _fingerprint(run.artifact), "facts": facts})
+    return {"merged": str(target), **facts}
+
+
+def merged_folder(run: Trained, watcher: Watcher) -> Path:
+    """The merged model of a run, made now if need be; after full fine-tuning the model itself.
+
+    Raises:
+        ConfigError: something else lies where it belongs.
+    """
     if run.is_full:
-        return _copy_model(run, target, watcher)
+        return run.artifact
+    merged = run.folder / "merged"
+    if _made_before(run, merged) is None and merged.exists() and any(merged.iterdir()):
+        raise ConfigError(
+            f"{merged} holds no model that was made of {run.artifact}.\n"
+            f"Move it away: {shlex.join(['mv', str(merged), f'{merged}-other'])}"
+        )
+    merge(run, merged, watcher)
+    return merged
+
+
+def _made_before(run: Trained, target: Path) -> dict[str, Any] | None:
+    """What was measured when a folder was made of this run's bytes; None where it was not.
+
+    Raises:
+        ConfigError: it was, and files are gone since.
+    """
+    found = read_json(target / MADE_OF) if (target / MADE_OF).is_file() else {}
+    if found.get("made_of") != _fingerprint(run.artifact):
+        return None
+    load.check_folder(str(target.resolve()))
+    return found["facts"]
+
+
+def _merge(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     rows = real_rows(run.recipe, run.tokenizer)
     base_dtype = load.stored_dtype(run.recipe.model, None)
     watcher.say(f"merge      {run.artifact} into {run.recipe.model.path}, in float32")
@@ -112,7 +158,7 @@ def merge(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
         f"checked    largest difference of a logit: {facts['difference_fp32']:.2g} merged in fp32, "
         f"{facts['difference_written']:.2g} as written in {facts['dtype']} (largest logit {facts['largest_logit']:.3g})"
     )
-    return {"merged": str(target), **facts}
+    return facts
 
 
 def _compare(apart: list[Tensor], merged: list[Tensor], again: list[Tensor], dtype: torch.dtype) -> dict[str, Any]:
@@ -134,6 +180,15 @@ def _compare(apart: list[Tensor], merged: list[Tensor], again: list[Tensor], dty
     }
 
 
+def _fingerprint(folder: Path) -> str:
+    """Hash of all files of a folder."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            whole.update(f"{path.relative_to(folder)} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()
+
+
 def _copy_model(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     """Nothing is to be merged after full fine-tuning: the model is copied, loaded and compared with the original."""
     rows = real_rows(run.recipe, run.tokenizer)
@@ -150,7 +205,7 @@ def _copy_model(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
             )
     watcher.say("checked    the copy gives the same logits, bit for bit")
     dtype = load.stored_dtype(run.plain(target), None)
-    return {"merged": str(target), "dtype": dtype_name(dtype), "difference_written": difference}
+    return {"dtype": dtype_name(dtype), "difference_written": difference}
 
 
 def _reloaded(run: Trained, folder: Path, rows: list[Rows]) -> list[Tensor]:

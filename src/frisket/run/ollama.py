@@ -11,9 +11,9 @@ from frisket.data.tokens import codec_of
 from frisket.errors import UnsupportedError
 from frisket.hf import load
 from frisket.run.folder import read_json
-from frisket.run.gguf import check_file, convert, find_converter, merged_folder
+from frisket.run.gguf import check_file, convert, find_converter
 from frisket.run.go_template import go_template, trims
-from frisket.run.merging import Trained, written
+from frisket.run.merging import Trained, merged_folder, written
 from frisket.run.serving import serving_of
 from frisket.types import Conversation, Message, Provenance
 from frisket.watch import Watcher
@@ -47,7 +47,6 @@ def export_ollama(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
         (partial / "Modelfile").write_text(modelfile(run, weights, adapter, template, stops), encoding="utf-8")
     command = shlex.join(["ollama", "create", run.folder.name, "-f", str(target / "Modelfile")])
     watcher.say("checked    the template renders 5 conversations exactly as they were in training")
-    watcher.say(f"create     {command}")
     return {"ollama": str(target / "Modelfile"), "from": weights, "stop": stops, "create": command}
 
 

@@ -21,6 +21,7 @@ from frisket.hf.forward import Model
 from frisket.recipe import Recipe, load_recipe
 from frisket.run.adding import stored_tokenizer
 from frisket.run.folder import SUMMARY
+from frisket.run.system_message import SystemMessage, system_of
 from frisket.watch import Watcher
 
 Messages = Seq[dict[str, Any]]
@@ -44,11 +45,16 @@ class Opened:
 
 @dataclass(frozen=True)
 class Chat:
-    """Asks a trained model, or its base."""
+    """Asks a trained model, or its base.
+
+    Attributes:
+        system: the system message that training samples shared.
+    """
 
     opened: Opened
     base_model: Callable[[], Model]
     stop_ids: tuple[int, ...]
+    system: SystemMessage | None
 
     def answer(self, conversations: Seq[Messages], settings: GenerateSettings, base: bool = False) -> list[str]:
         """Answer several conversations at once, each ending with a user's message."""
@@ -141,7 +147,7 @@ def open_run(folder: Path, *, watcher: Watcher) -> Chat:
             base.append(load.load_model(opened.recipe.model, opened.model.dtype, device).eval())
         return base[0]
 
-    return Chat(opened, base_model, stop_ids_of(opened.model, _end_of_turn(opened)))
+    return Chat(opened, base_model, stop_ids_of(opened.model, _end_of_turn(opened)), system_of(folder))
 
 
 def _end_of_turn(opened: Opened) -> set[int]:

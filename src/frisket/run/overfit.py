@@ -5,6 +5,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from frisket.errors import counted
 from frisket.run.prepare import Prepared
 from frisket.train.loop import Totals
 
@@ -31,10 +32,11 @@ def explain(prepared: Prepared, loaded: "Loaded", totals: Totals) -> Verdict:
     """
     loss = totals.last.loss if totals.last else math.inf
     count = sum(len(family) for family in prepared.order.families)
+    samples, steps = counted(count, "sample"), counted(totals.step, "step")
     if loss < GOOD_LOSS:
-        return Verdict(True, f"{count} samples were learned to a loss of {loss:.3f} in {totals.step} steps")
+        return Verdict(True, f"{samples} learned to a loss of {loss:.3f} in {steps}")
     floor = lowest_loss(prepared)
-    head = f"{count} samples: the loss is still {loss:.3f} after {totals.step} steps (wanted: below {GOOD_LOSS})."
+    head = f"{samples}: the loss is still {loss:.3f} after {steps} (wanted: below {GOOD_LOSS})."
     if floor > GOOD_LOSS:
         return Verdict(
             False,

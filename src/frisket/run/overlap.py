@@ -32,10 +32,16 @@ def overlap_of(prepared: Prepared, records: Records | None, watcher: Watcher) ->
     with watcher.progress("comparing training and evaluation data", len(dataset.train), "samples") as done:
         train = _counted(_own(prepared, _places(prepared, dataset.train), records), done)
         found = overlaps(train, sets)
-    for name, each in found.items():
-        if each.whole.some or each.same_prompt:
-            watcher.warn(f"{name}: {each.sentence()}")
     return {name: each.as_dict() for name, each in found.items()}
+
+
+def warned(found: dict[str, dict[str, Any]], watcher: Watcher) -> dict[str, dict[str, Any]]:
+    """What was found, after a warning for each set of which samples are trained on."""
+    for name, each in found.items():
+        if each["action"]:
+            watcher.warn(f"{name}: {each['sentence']}")
+            watcher.say(f"        {each['action']}")
+    return found
 
 
 def _evaluated(prepared: Prepared, entry: LearningSettings, records: Records | None) -> Iterator[SampleText]:

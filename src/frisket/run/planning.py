@@ -8,12 +8,14 @@ import torch
 
 from frisket import __version__
 from frisket.adapt.methods import attach
-from frisket.hf import load, tokens
+from frisket.errors import counted
+from frisket.hf import load, quantised, tokens
 from frisket.recipe import Recipe
 from frisket.report.ledger import ledger_identities, named_ledgers
 from frisket.report.mask_view import mask_fragment
 from frisket.report.plan_page import ConstantText, plan_page
-from frisket.run import best, mask_free, measuring
+from frisket.report.render import quoted
+from frisket.run import best, mask_free, measuring, notices
 from frisket.run.advising import advice_for, boilerplate_of
 from frisket.run.memory import Forecast, forecast
 from frisket.run.overlap import overlap_of
@@ -25,6 +27,7 @@ from frisket.run.training import every_steps
 from frisket.run.viewing import VIEW_SAMPLES, VIEW_TOKENS, other_policies, sample_rows
 from frisket.supervise.advice import Advice
 from frisket.train.step import Laying, lay_out
+from frisket.train.tracking import require
 from frisket.types import Ledger, total
 from frisket.watch import Watcher
 
@@ -36,6 +39,7 @@ class Plan:
     """What a run would do.
 
     Attributes:
+        dropped: what was left out: sample, place, reason, tokens.
         ledgers: one a source, over the planned steps.
         laying: arrangement, backend, rows.
         why_so: why this arrangement.
@@ -57,6 +61,7 @@ class Plan:
     steps: int
     samples: int
     held_out: int
+    dropped: tuple[dict[str, Any], ...]
     longest: int
     ledgers: tuple[Ledger, ...]
     laying: Laying
@@ -82,6 +87,7 @@ class Plan:
             "steps": self.steps,
             "samples": self.samples,
             "held_out": self.held_out,
+            "dropped": list(self.dropped),
             "longest": self.longest,
             "tokens": whole.as_dict() | {"sources": [ledger.as_dict() for ledger in self.ledgers]},
             "attend": self._attend(),
@@ -120,7 +126,7 @@ class Plan:
         whole = total(self.ledgers)
         moving = "" if self.moving is None else f", {self.moving:,} move ({100 * self.moving / self.parameters:.2f} %)"
         return [
-            ("samples", f"{self.samples:,} train, {self.held_out:,} held out, longest {self.longest:,} tokens"),
+            ("samples", self._samples()),
             ("steps", f"{self.steps:,} of about {self.settled.step.tokens:,} tokens, {whole.flat:,} in all"),
             ("step", f"{self.settled.step.tokens:,} tokens: {self.settled.step.why}"),
             ("attend", f"{self.laying.arrangement}: {self.why_so} · backend {self.laying.backend}"),
@@ -144,14 +150,17 @@ class Plan:
             counts = ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in ledger.taught.items())
             told.append(f"  taught   {name}: {counts}")
         told += [
-            f"constant   {text.source}: {text.share:.0%} of {text.role} messages {text.side} with {_short(text.text)}"
+            f"constant   {text.source}: {text.share:.0%} of {text.role} messages {text.side} with "
+            f"{quoted(text.text, _SHOWN)}"
             for text in self.boilerplate
         ]
         told += [f"constant   {path}: none was found, so nothing more is left out" for path in self._without_constant()]
-        told += [f"overlap    {name}: {found['sentence']}" for name, found in self.overlap.items()]
+        for name, found in self.overlap.items():
+            told.append(f"overlap    {name}: {found['sentence']}")
+            told += [f"           {found['action']}"] if found["action"] else []
         for path, advice in self.advice:
             told += [f"advice     {path}: {advice.text}", f"           {advice.source}; try {advice.fix}"]
-        return told + ([] if self.page is None else [f"page       {self.page}"])
+        return told + ([] if self.page is None else [f"written    {self.page}: all this and the masks, for a browser"])
 
     def _without_constant(self) -> list[str]:
         """Sources whose policy leaves constant text out, and which have none."""
@@ -162,6 +171,10 @@ class Plan:
     def named_ledgers(self) -> dict[str, Ledger]:
         """The ledger of each source, under a name of its own."""
         return named_ledgers(self.ledgers, [source.path for source in self.recipe.data])
+
+    def _samples(self) -> str:
+        left_out = f", {len(self.dropped):,} dropped" if self.dropped else ""
+        return f"{self.samples:,} train, {self.held_out:,} held out{left_out}, longest {counted(self.longest, 'token')}"
 
     def _shared(self) -> str:
         sharing = self.sharing
@@ -182,8 +195,11 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         FrisketError: whatever training would refuse before its first step, but for checks that need the weights.
     """
     mask_free.check(recipe)
+    require(recipe.train.track)
     prepared = prepare(recipe, watcher)
+    quantised.refuse_here(recipe.model.load, prepared.config, load.device_of(recipe.model.device))
     best.rule_of(prepared.recipe, measuring.names_of(prepared))
+    notices.tell(prepared, watcher)
     recipe = prepared.recipe
     moving, parameters, adapter = _parameters(recipe, prepared)
     first = lay_out(
@@ -197,6 +213,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         prepared.total_steps,
         sum(len(family) for family in prepared.order.families),
         len(prepared.dataset.held_out),
+        tuple(prepared.dataset.dropped),
         int(prepared.dataset.lengths.max()),
         prepared.ledger_of_steps(prepared.total_steps),
         prepared.laying,
@@ -238,11 +255,6 @@ def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
     page.write_text(text, encoding="utf-8")
 
 
-def _short(text: str) -> str:
-    """A text as it is written in code, its middle left out where it is long."""
-    return repr(text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}")
-
-
 def _stages(recipe: Recipe) -> str:
     changed = sorted({key for stage in recipe.stages for key in stage if key != "continue"})
     return (
@@ -280,6 +292,9 @@ def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, di
     try:
         attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        return None, parameters, expected_config(recipe.adapt, None)
+        with torch.device("meta"):
+            untouched = load.empty_model(prepared.config)
+        linears = recipe.adapt.resolve(untouched).linears(untouched)
+        return None, parameters, expected_config(recipe.adapt, None, linears)
     moving = sum(p.numel() for p in attached.parameters().values())
     return moving, parameters, expected_config(recipe.adapt, model)

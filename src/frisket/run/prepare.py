@@ -169,7 +169,7 @@ def prepare(
 
 def _say_data(recipe: Recipe, dataset: Dataset, watcher: Watcher) -> None:
     for name, text in zip((source.path for source in recipe.data), dataset.formats, strict=True):
-        watcher.say(f"data       {name}: {text}")
+        watcher.say(f"data       {name}: read as {text}")
     for note in dataset.notes:
         watcher.warn(note)
 

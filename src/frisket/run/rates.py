@@ -79,7 +79,8 @@ def whole_step(tokens: int) -> StepSize:
 def step_size(recipe: Recipe, epoch_tokens: float) -> StepSize:
     """The recipe's step; ``auto``: the largest power of two from 1,024 to 32,768 that makes at least 128 steps.
 
-    Counted on the tokens of all epochs, or of one where only ``max_steps`` says how long the run is.
+    Where none does it is 1,024. Counted on the tokens of all epochs, or of one where only ``max_steps`` says how long
+    the run is.
 
     Args:
         epoch_tokens: flat tokens of one epoch, sources counted as often as they are used.
@@ -93,7 +94,7 @@ def step_size(recipe: Recipe, epoch_tokens: float) -> StepSize:
         tokens //= 2
     told = f"{whole:,.0f} tokens of training"
     if whole < ENOUGH_STEPS * LEAST_TOKENS:
-        return StepSize(tokens, f"the smallest that is chosen by itself: {told} are few")
+        return StepSize(tokens, f"the smallest that auto takes: {told} make fewer than {ENOUGH_STEPS} steps")
     return StepSize(tokens, f"{told} make at least {ENOUGH_STEPS} steps")
 
 

@@ -14,10 +14,12 @@ from frisket.evaluate.settings import EvaluateSettings
 from frisket.generate.sample import generate
 from frisket.generate.settings import GenerateSettings
 from frisket.hf.forward import Model
+from frisket.run.folder import read_lines
 from frisket.train.loop import keep_records
 from frisket.types import Provenance, Sequence
 
 SAMPLES = "samples.jsonl"
+_EXAMPLES = 2
 _ASKED = (Provenance.USER, Provenance.TOOL_RESULT)
 
 
@@ -106,16 +108,18 @@ class Samples:
 
     def write(self, step: int) -> list[dict]:
         """Answer now, unless this step's answers are there already; returns the new lines."""
-        if not self._asked or any(entry["step"] == step for entry in self._found()):
+        if not self._asked or any(entry["step"] == step for entry in read_lines(self._path)):
             return []
-        answers = generate(
-            self._model,
-            [asked.ids for asked in self._asked],
-            stop_ids=self._instruments.stop_ids,
-            pad_id=self._instruments.pad_id,
-            settings=self._settings,
-            batch_tokens=self._instruments.batch_tokens,
-        )
+        with self._instruments.watcher.progress("answering samples", len(self._asked), "prompts") as progress:
+            answers = generate(
+                self._model,
+                [asked.ids for asked in self._asked],
+                stop_ids=self._instruments.stop_ids,
+                pad_id=self._instruments.pad_id,
+                settings=self._settings,
+                batch_tokens=self._instruments.batch_tokens,
+                progress=progress,
+            )
         decode = self._instruments.tokenizer.decode
         lines = [
             asdict(Sample(step, a.id, a.prompt, decode(ids, skip_special_tokens=True), a.reference, len(ids)))
@@ -125,19 +129,24 @@ class Samples:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         return lines
 
-    def summary(self) -> dict[str, Any]:
-        """What ``summary.json`` holds: how many prompts and moments, and how many tokens the answers took."""
-        found = self._found()
+    def summary(self, step: int) -> dict[str, Any]:
+        """What ``summary.json`` holds: how many prompts and moments, their tokens, and the first answers themselves.
+
+        Args:
+            step: whose weights are the result.
+        """
+        found = read_lines(self._path)
         if not found:
             return {}
+        answers = {(entry["step"], entry["id"]): entry["answer"] for entry in found}
         told = {
             "prompts": len(self._asked),
             "moments": len({entry["step"] for entry in found}),
             "tokens": sum(entry["tokens"] for entry in found),
+            "examples": [
+                {"prompt": a.prompt, "reference": a.reference, "before": answers[0, a.id], "after": answers[step, a.id]}
+                for a in self._asked[:_EXAMPLES]
+                if (0, a.id) in answers and (step, a.id) in answers
+            ],
         }
         return {"samples": told}
-
-    def _found(self) -> list[dict]:
-        if not self._path.exists():
-            return []
-        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").splitlines()]

@@ -8,7 +8,7 @@ transposed, vLLM pull request 52198). vLLM itself was not run: it needs a GPU.
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ VLLM = "0.26"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
 DEFAULT_RANK = 16
 PEFT_RANK = 8  # of a LoraConfig that names none
+_VARIANTS = ("use_qalora", "use_bdlora", "kasa_config")  # of PEFT, which vLLM's loader does not read
 HEAD_VOCABULARY = 258_048  # largest vocabulary for LoRA on the output head
 
 
@@ -111,16 +112,20 @@ def _refused(config: Mapping[str, Any], rank: int) -> list[tuple[bool, str]]:
         (bool(config.get("modules_to_save")), "no whole modules beside the adapter (modules_to_save)"),
         (bool(config.get("trainable_token_indices")), "no rows of added tokens"),
         (bool(config.get("target_parameters")), "LoRA on fused expert tensors is read transposed"),
-        (config.get("bias", "none") != "none", "no trained bias"),
+        (config.get("bias", "none") != "none" or bool(config.get("lora_bias")), "no trained bias"),
+        (any(config.get(name) for name in _VARIANTS), "no variant of LoRA"),
         (bool(config.get("rank_pattern") or config.get("alpha_pattern")), "one rank and scale for all modules"),
     ]
 
 
-def expected_config(adapt: MethodSettings, attached: nn.Module | None) -> dict[str, Any] | None:
+def expected_config(
+    adapt: MethodSettings, attached: nn.Module | None, linears: Sequence[str] = ()
+) -> dict[str, Any] | None:
     """What the adapter of a run will say of itself; None where it makes a whole model.
 
     Args:
         attached: a model with the method on it; None where that needs weights, as with PEFT's further types.
+        linears: the layers that the method would be put on, where ``attached`` is None.
     """
     if isinstance(adapt, Full):
         return None
@@ -129,4 +134,4 @@ def expected_config(adapt: MethodSettings, attached: nn.Module | None) -> dict[s
         config = configs["default"].to_dict()
         return config | {"peft_type": config["peft_type"].value}
     options = adapt.options if isinstance(adapt, Peft) else {}
-    return {"r": PEFT_RANK, **options, "peft_type": adapt.label}
+    return {"r": PEFT_RANK, "target_modules": list(linears), **options, "peft_type": adapt.label}

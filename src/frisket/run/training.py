@@ -18,11 +18,11 @@ from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
 from frisket.hf.mixture import router_losses
 from frisket.recipe import Recipe
-from frisket.run import baseline, best, finishing, folder, mask_free, measuring, memory, rates
+from frisket.run import baseline, best, finishing, folder, mask_free, measuring, memory, notices, rates
 from frisket.run.during import During
 from frisket.run.exhausted import told_with_knobs
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
-from frisket.run.overlap import overlap_of
+from frisket.run.overlap import overlap_of, warned
 from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
@@ -32,7 +32,7 @@ from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import lay_out, micro_batch_loss
 from frisket.train.tracking import require, tracked
-from frisket.watch import Silent, StepRecord, Watcher
+from frisket.watch import Silent, StepRecord, Watcher, duration
 
 LONG_RUN_SECONDS = 30 * 60
 SHORT_RUN_SECONDS = 10 * 60
@@ -97,7 +97,7 @@ def train_one(
         _write_facts(out, prepared, loaded)
         if recipe.evaluate is None:
             watcher.say("evaluate   off: nothing is held out by default, and nothing is measured")
-        shared = {} if overfit else overlap_of(prepared, given.records, watcher)
+        shared = {} if overfit else warned(overlap_of(prepared, given.records, watcher), watcher)
         sets = None if overfit else measuring.make_sets(prepared, loaded.model, watcher, given.records)
         is_resumed = found.checkpoint is not None
         before = baseline.measured(out, loaded, sets, settings.seed, is_resumed=is_resumed) if sets else None
@@ -121,11 +121,11 @@ def train_one(
             measured = during.end(totals.step)
         finishing.check_moved(start_values, loaded.optimizer.masters, totals.step)
         release()
-        artifacts, checks_told = finishing.save_and_verify(out, prepared, loaded, checks)
+        artifacts, checked = finishing.save_and_verify(out, prepared, loaded, checks)
         verdict = explain(prepared, loaded, totals) if overfit else None
         seconds = {"total": time.perf_counter() - began, "training": training, "before": training_began - began}
         summary = (
-            finishing.summarise(recipe, prepared, loaded, totals, measured, checks_told, artifacts, seconds, verdict)
+            finishing.summarise(recipe, prepared, loaded, totals, measured, checked, artifacts, seconds, verdict, start)
             | during.summary()
             | {"overlap": shared, "train": prepared.settled.as_dict()}
             | {"memory": memory.spent(loaded.foreseen, loaded.device)}
@@ -155,13 +155,14 @@ def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watche
     )
     if overfit is None:
         best.rule_of(prepared.recipe, measuring.names_of(prepared))
+    notices.tell(prepared, watcher)
     return prepared
 
 
 def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher) -> Loaded:
     """Load the model, attach the method, make masters, choose what is recomputed."""
     if model is not None:
-        quantised.refuse_given(recipe.model.load, model)
+        quantised.refuse_given(recipe.model.load, model, load.files_quantised(recipe.model))
     device = load.device_of(recipe.model.device) if model is None else model.device
     compute = load.compute_type(recipe.train.compute, device)
     for line in load.cautions(recipe.train.compute, compute, device):
@@ -295,7 +296,7 @@ def say_speed(prepared: Prepared, loaded: Loaded, done: int, watcher: Watcher) -
     expected = tokens / rate
     end = time.strftime("%H:%M", time.localtime(time.time() + expected))
     watcher.say(
-        f"train      {left:,} steps, about {tokens:,.0f} tokens at {rate:,.0f} a second: {_duration(expected)}, until "
+        f"train      {left:,} steps, about {tokens:,.0f} tokens at {rate:,.0f} a second: {duration(expected)}, until "
         f"{end}"
     )
     if expected > LONG_RUN_SECONDS:
@@ -332,12 +333,6 @@ class _deterministic:  # noqa: N801  reads as a word after `with`
 def _matches(attached: Attached) -> str:
     told = ", ".join(f"{pattern} ({count})" for pattern, count in attached.match.by_pattern.items())
     return f"where {told} parameters of the base"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _raise_if_not_fitted(verdict: Verdict | None) -> None:

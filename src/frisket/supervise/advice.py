@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from frisket.errors import counted
 from frisket.supervise.settings import TeachSettings
 
 FEW_SAMPLES = 15_000  # the largest set on which instruction modelling was found to help (2405.14394, Table 1)
@@ -43,7 +44,7 @@ def advise(lengths: Lengths, settings: TeachSettings) -> list[Advice]:
     """
     found = []
     teaches_prompts = settings.policy in _TEACHES_PROMPTS or settings.prompt_weight > 0
-    measured = f"{lengths.samples:,} samples whose prompts are {lengths.ratio:.2g} times as long as their answers"
+    measured = f"prompts {lengths.ratio:.2g} times as long as their answers in {counted(lengths.samples, 'sample')}"
     if not teaches_prompts and lengths.ratio >= LONG_PROMPTS and lengths.samples <= FEW_SAMPLES:
         found.append(
             Advice(
@@ -64,10 +65,10 @@ def advise(lengths: Lengths, settings: TeachSettings) -> list[Advice]:
     if lengths.tool_results:
         found.append(
             Advice(
-                f"{lengths.tool_results:,} tokens of tool results are taught: the model learns to write what a tool "
-                "is to answer",
+                f"tool results are taught ({counted(lengths.tool_results, 'token')}): the model learns to write what a "
+                "tool is to answer",
                 "no paper studied this",
-                "supervise.roles={tool_result: 0}",
+                "supervise.roles.tool_result=0",
             )
         )
     return found

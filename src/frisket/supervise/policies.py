@@ -273,4 +273,4 @@ def _endless(sequence: Sequence, weights: Weights, settings: TeachSettings) -> s
     bad = before[(weights[before] != 0) & (weights[before + 1] == 0) & _ANSWER[sequence.roles[before]]]
     if not len(bad):
         return None
-    return f"message {sequence.turns[bad[0]] + 1} (assistant) is taught without its end token; the model would not stop"
+    return f"messages[{sequence.turns[bad[0]]}] (assistant) is taught without its end token; the model would not stop"

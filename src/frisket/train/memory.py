@@ -1,6 +1,6 @@
 """How much memory a run will take at its highest, term by term, and which layers are computed again so that it fits.
 
-    peak    = the highest of: loading, the checks, evaluation, a training step, saving
+    peak    = the highest of: the checks, evaluation, answering, a training step, saving
     each    = process + weights + masters + gradient buffers + optimizer + what that phase allocates
     a step  = the highest of: activations + forward, activations + logits, activations + backward
 

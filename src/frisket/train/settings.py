@@ -20,7 +20,8 @@ class TrainSettings(Section):
     )
     step_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = knob(
         "auto",
-        "tokens of samples in one optimizer step; 'auto': 1,024 to 32,768, so that the run has at least 128 steps",
+        "tokens of samples in one optimizer step; 'auto': the most from 1,024 to 32,768 that make at least 128 steps, "
+        "or 1,024",
         was=("gradient_accumulation_steps", "per_device_train_batch_size", "train_batch_size"),
     )
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] = knob(

@@ -76,7 +76,7 @@ def require(names: Sequence[TrackerName]) -> None:
         except ImportError as error:
             raise ConfigError(
                 f"train.track names {name!r}, and its package cannot be imported: {error}.\n"
-                f"Install it: pip install 'frisket[{name}]', or leave it out: train.track=[]"
+                f"Install it: pip install 'frisket[{name}]', or leave it out: 'train.track=[]'"
             ) from error
 
 

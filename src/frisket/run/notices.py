@@ -1,0 +1,95 @@
+"""What a plan and a run say of the data and the steps before anything is paid: lines that a person should not miss."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from jaxtyping import Int64
+
+from frisket.errors import counted
+from frisket.run.prepare import Prepared
+from frisket.watch import Watcher
+
+FEW_STEPS = 20
+_SMALL_STEP = 256
+"""Tokens of the smallest step that is advised, about one long conversation or ten short ones."""
+_REASON = 160  # characters of a reason on the screen; the file has all of it
+
+
+def tell(prepared: Prepared, watcher: Watcher) -> None:
+    """Say what was dropped, and warn of turns that nothing answers and of too few steps."""
+    dropped = dropped_line(prepared.dataset.dropped, sum(ledger.samples["read"] for ledger in prepared.ledgers))
+    if dropped:
+        watcher.say(dropped)
+    for warning in (_unanswered(prepared), _few_steps(prepared)):
+        if warning:
+            watcher.warn(warning)
+
+
+def dropped_line(dropped: Seq[dict], read: int) -> str | None:
+    """How many samples were left out, the commonest reason and its first place; None where there are none.
+
+    Args:
+        dropped: as ``dropped.jsonl`` holds them.
+        read: samples that were read.
+    """
+    if not dropped:
+        return None
+    kinds = Counter(_kind(entry["reason"]) for entry in dropped)
+    kind, count = kinds.most_common(1)[0]
+    first = next(entry for entry in dropped if _kind(entry["reason"]) == kind)
+    reason = first["reason"] if len(first["reason"]) <= _REASON else f"{first['reason'][:_REASON]}…"
+    return (
+        f"dropped    {len(dropped):,} of {counted(read, 'sample')}; the commonest reason ({count:,}): {reason} "
+        f"({first['place']}); all: dropped.jsonl in the run's folder, or frisket plan --json"
+    )
+
+
+def _kind(reason: str) -> str:
+    """A reason without its numbers and quoted values: samples of different lengths are too long for one reason."""
+    return re.sub(r"\d[\d,]*|'[^']*'", "#", reason)
+
+
+def _unanswered(prepared: Prepared) -> str | None:
+    """Conversations whose end teaches nothing, because no answer follows it."""
+    found = [int(index) for index in prepared.dataset.unanswered() if not _end_is_taught(prepared, int(index))]
+    if not found:
+        return None
+    ends, turns = ("conversation ends", "turn teaches") if len(found) == 1 else ("conversations end", "turns teach")
+    return (
+        f"{len(found):,} {ends} without an answer, first {prepared.dataset.place(found[0])}: the last {turns} nothing"
+    )
+
+
+def _end_is_taught(prepared: Prepared, index: int) -> bool:
+    sequence, weights = prepared.weighted(index)
+    return bool(np.any(weights[sequence.turns == sequence.turns.max()]))
+
+
+def _few_steps(prepared: Prepared) -> str | None:
+    """Too few optimizer steps, where nobody asked for that number, and overrides that make more."""
+    steps, train = prepared.total_steps, prepared.recipe.train
+    if steps >= FEW_STEPS or train.max_steps is not None:
+        return None
+    lengths = np.concatenate([prepared.dataset.lengths[step.samples] for step in prepared.order.epoch(0)])
+    fix = more_steps(lengths, train.epochs or 1.0, prepared.settled.step.tokens)
+    return f"only {counted(steps, 'optimizer step')}, too few to learn much; for at least {FEW_STEPS}: {fix}"
+
+
+def more_steps(lengths: Int64[np.ndarray, "sample"], epochs: float, step_tokens: int) -> str:
+    """Overrides that give a run enough steps: a smaller step; where the smallest is not enough, more epochs too.
+
+    >>> samples = np.full(60, 100)
+    >>> more_steps(samples, 2.0, 1024), more_steps(samples, 1.0, 1024), more_steps(samples[:9], 1.0, 1024)
+    ('train.step_tokens=512', 'train.step_tokens=256', 'train.step_tokens=256 train.epochs=6')
+    """
+    enough = 1.05 * FEW_STEPS  # a step is seldom quite full
+    sizes = [2**power for power in range(int(math.log2(step_tokens)), -1, -1) if 2**power >= _SMALL_STEP]
+    sizes = sizes or [step_tokens]
+    steps_of = {size: min(len(lengths), float(lengths.sum()) / size) for size in sizes}
+    size = next((size for size in sizes if epochs * steps_of[size] >= enough), sizes[-1])
+    smaller = f"train.step_tokens={size}" if size < step_tokens else ""
+    more = f"train.epochs={math.ceil(enough / steps_of[size])}" if epochs * steps_of[size] < enough else ""
+    return " ".join(filter(None, (smaller, more)))

@@ -11,7 +11,8 @@ from tests.models import samples, tiny
 
 from frisket.adapt.full import Full
 from frisket.adapt.lora import Lora
-from frisket.adapt.peft import Ia3, LnTuning, Peft, load_adapter
+from frisket.adapt.methods import load_adapter
+from frisket.adapt.peft import Ia3, LnTuning, Peft
 from frisket.adapt.where import expert_tensors, resolve, short_tensor_names
 from frisket.attend.pack import pack
 from frisket.errors import ConfigError, UnsupportedError

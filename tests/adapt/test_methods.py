@@ -10,7 +10,8 @@ from tests.models import samples, tiny
 
 from frisket.adapt.full import Full
 from frisket.adapt.lora import Lora
-from frisket.adapt.peft import NEEDS_OWN_LOOP, PACKS, SOFT_PROMPTS, Ia3, LnTuning, Peft, load_adapter
+from frisket.adapt.methods import load_adapter
+from frisket.adapt.peft import NEEDS_OWN_LOOP, PACKS, SOFT_PROMPTS, Ia3, LnTuning, Peft
 from frisket.attend.pack import pack
 from frisket.hf.forward import hidden_states
 from frisket.hf.heads import head_of

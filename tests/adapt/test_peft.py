@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from tests.models import samples, tiny, tiny_gpt2
 
 from frisket.adapt.lora import Lora
+from frisket.adapt.methods import load_adapter, saved_tensors
 from frisket.adapt.peft import (
     NEEDS_OWN_LOOP,
     NOT_OF_LINEARS,
@@ -16,8 +17,6 @@ from frisket.adapt.peft import (
     Ia3,
     LnTuning,
     Peft,
-    load_adapter,
-    saved_tensors,
 )
 from frisket.attend.pack import pack
 from frisket.errors import CheckError, ConfigError, UnsupportedError
@@ -165,7 +164,7 @@ def test_a_broken_adapter_is_not_merged():
 
 
 def test_a_folder_without_adapter_is_refused(tmp_path):
-    with pytest.raises(CheckError, match=r"holds no adapter_config\.json"):
+    with pytest.raises(CheckError, match=r"holds neither adapter_config\.json nor frisket_adapter\.json: no adapter"):
         load_adapter(tiny(dtype=torch.float32), tmp_path)
 
 

@@ -12,8 +12,8 @@ from tests.models import VOCAB, samples, tiny
 from frisket.adapt.full import Full
 from frisket.adapt.head import has_adapted_tied_head
 from frisket.adapt.lora import Lora
-from frisket.adapt.methods import attach
-from frisket.adapt.peft import Ia3, LnTuning, Peft, load_adapter
+from frisket.adapt.methods import attach, load_adapter
+from frisket.adapt.peft import Ia3, LnTuning, Peft
 from frisket.attend.pack import pack
 from frisket.errors import UnsupportedError
 from frisket.hf.attention import own_attention

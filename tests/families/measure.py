@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import frisket
 from frisket import bundled
-from frisket.adapt.peft import load_adapter
+from frisket.adapt.methods import load_adapter
 from frisket.attend.forest import plant
 from frisket.attend.pack import lay_forest, pack
 from frisket.errors import CheckError, UnsupportedError

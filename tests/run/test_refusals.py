@@ -32,7 +32,7 @@ def recipe(model: Path, data: Path, **sections) -> Recipe:
 
 
 def test_an_adapter_that_reads_back_otherwise_is_not_kept(small_model, data, tmp_path, monkeypatch):
-    real = finishing.peft.load_adapter
+    real = finishing.methods.load_adapter
 
     def half(model, place):
         attached = real(model, place)
@@ -44,7 +44,7 @@ def test_an_adapter_that_reads_back_otherwise_is_not_kept(small_model, data, tmp
                 parameter.data.mul_(3)
         return attached
 
-    monkeypatch.setattr(finishing.peft, "load_adapter", half)
+    monkeypatch.setattr(finishing.methods, "load_adapter", half)
     with pytest.raises(CheckError, match="loaded again it differs"):
         train(recipe(small_model, data), out=tmp_path / "out")
     assert not (tmp_path / "out" / "adapter").exists()

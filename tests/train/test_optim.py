@@ -129,6 +129,7 @@ def test_schedule_free_is_the_authors_package(decay):
             (weight * _noise(number)).sum().add((weight - 1).pow(4).sum()).backward()
         optimizer.accumulate()
         optimizer.update(0.05 * min(1.0, number / 4))
+        optimizer.write_back()
         other.step()
         other.zero_grad()
         other.eval()

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,9 +12,41 @@ from torch import Tensor, nn
 
 from frisket.adapt.rates import Declared
 from frisket.adapt.where import Match, Where, resolve
-from frisket.errors import ConfigError
+from frisket.errors import CheckError, ConfigError
 from frisket.settings import Section, knob
 from frisket.types import Rows
+
+
+@dataclass(frozen=True)
+class About:
+    """What a method says of itself; `frisket methods` and the docs print it.
+
+    Attributes:
+        moves: what moves, in a few words.
+        source: paper and section.
+        merges: whether the result can be folded into the base's weights.
+        quantised: whether it works on a base in 4 or 8 bit.
+    """
+
+    moves: str
+    source: str
+    merges: bool = True
+    quantised: bool = False
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What an update rule of a method's own may know of the run.
+
+    Attributes:
+        betas: AdamW's.
+        epsilon: AdamW's.
+        weight_decay: decoupled, times the rate.
+    """
+
+    betas: tuple[float, float]
+    epsilon: float
+    weight_decay: float
 
 
 class Attached(ABC):
@@ -70,6 +103,37 @@ class Attached(ABC):
             for name, parameter in parameters.items():
                 parameter.copy_(values[name])
 
+    def extra(self) -> dict[str, Tensor]:
+        """What an exact resume needs beside what moves: indices, accumulators, counts. Views, not copies."""
+        return {}
+
+    def load_extra(self, values: Mapping[str, Tensor]) -> None:
+        """Take saved extra tensors back.
+
+        Raises:
+            CheckError: they are not those of this method.
+        """
+        own = self.extra()
+        if set(own) != set(values):
+            raise CheckError("the checkpoint's indices are not those of this run: was the recipe changed?")
+        with torch.no_grad():
+            for name, value in values.items():
+                own[name].copy_(value)
+
+    def refresh(self) -> None:  # noqa: B027  most methods derive nothing
+        """Bring what is derived from the moving parameters up to date; called whenever new values were written."""
+
+    def decays(self, name: str) -> bool:
+        """Whether weight decay pulls a moving tensor towards zero."""
+        return self.parameters()[name].dim() > 1
+
+    def make_update(self, masters: Mapping[str, Tensor], moment: Moment) -> torch.optim.Optimizer | None:
+        """An update rule of the method's own, over ``masters``; None: that of ``train.optimizer``."""
+        return None
+
+    def begin(self, total_steps: int) -> None:  # noqa: B027
+        """Called once before the first step of a run, or of its continuation."""
+
     def extra_loss(self, rows: Rows) -> Tensor | None:
         """A further loss of these rows, summed over tokens; the step divides it by its normaliser."""
         return None
@@ -85,13 +149,14 @@ class Attached(ABC):
         """Called when gradients are reduced and clipped, before the optimizer moves."""
 
     def after_update(self, step: int) -> None:  # noqa: B027
-        """Called after the optimizer moved and the modules hold the new values."""
+        """Called after the optimizer moved: may change masters, which are written into the modules right after."""
 
 
 class MethodSettings(Section):
     """What all methods share; each method adds its own knobs, its rate and ``attach``."""
 
     rate: ClassVar[Declared]
+    about: ClassVar[About]
 
     where: Where = knob(
         "all-linear",

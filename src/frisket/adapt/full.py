@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from frisket.adapt.base import Attached, MethodSettings, freeze
+from frisket.adapt.base import About, Attached, MethodSettings, freeze
 from frisket.adapt.rates import FULL, Declared
 from frisket.adapt.where import Match, Where
 from frisket.errors import UnsupportedError
@@ -20,6 +20,7 @@ class Full(MethodSettings):
     """Fine-tune the matched weights themselves."""
 
     rate: ClassVar[Declared] = FULL
+    about: ClassVar[About] = About("the matched weights themselves", "plain fine-tuning")
 
     method: Literal["full"] = "full"
     where: Where = knob("all", "which modules move; default: all")

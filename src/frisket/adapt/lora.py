@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from frisket.adapt.base import Attached
+from frisket.adapt.base import About, Attached
 from frisket.adapt.peft import PeftMethod, attach_config, is_transposed, linear_targets
 from frisket.adapt.rates import LORA, Declared, lora_rate
 from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, resolve, short_tensor_names
@@ -23,6 +23,7 @@ class Lora(PeftMethod):
     """
 
     rate: ClassVar[Declared] = LORA
+    about: ClassVar[About] = About("two low-rank factors beside each matrix", "arXiv 2106.09685", quantised=True)
 
     method: Literal["lora"] = "lora"
     rank: int = knob(32, "rank of the two factors", was=("r", "lora_r", "lora_rank"), gt=0)

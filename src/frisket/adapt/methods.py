@@ -1,19 +1,25 @@
-"""The only list of built-in methods."""
+"""The only list of built-in methods, and how what they saved is put on a model again."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, MethodSettings
 from frisket.adapt.full import Full
 from frisket.adapt.lora import Lora
-from frisket.adapt.peft import Ia3, LnTuning, Peft
-from frisket.errors import UnsupportedError
+from frisket.adapt.peft import PEFT_CONFIG, Ia3, LnTuning, Peft, load_peft
+from frisket.adapt.sparse import HEADER
+from frisket.errors import CheckError, UnsupportedError
 
 Method = Annotated[Full | Lora | Ia3 | LnTuning | Peft, Field(discriminator="method")]
+# Methods that write a format of their own; the others write PEFT's.
+LOADERS: Mapping[str, Callable[[nn.Module, Path], Attached]] = {}
 
 
 def attach(method: MethodSettings, model: nn.Module, rng: torch.Generator, token_ids: Sequence[int] = ()) -> Attached:
@@ -37,6 +43,38 @@ def attach(method: MethodSettings, model: nn.Module, rng: torch.Generator, token
         f"model.add_tokens: the rows of new tokens move with lora or full, and adapt.method is {method.label}.\n"
         "Use adapt.method=lora, or leave model.add_tokens out."
     )
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Attached:
+    """Put a saved adapter on a freshly loaded base model.
+
+    Raises:
+        CheckError: the folder holds no adapter, or an empty, a non-finite or an unknown one.
+    """
+    if (folder / PEFT_CONFIG).exists():
+        return load_peft(model, folder)
+    if not (folder / HEADER).exists():
+        raise CheckError(f"{folder} holds neither {PEFT_CONFIG} nor {HEADER}: no adapter.")
+    method = json.loads((folder / HEADER).read_text(encoding="utf-8"))["method"]
+    if method not in LOADERS:
+        raise CheckError(f"{folder} was made with adapt.method={method}, which this version does not know.")
+    return LOADERS[method](model, folder)
+
+
+def saved_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a saved adapter, checked.
+
+    Raises:
+        CheckError: no tensors, or a value that is not finite.
+    """
+    name = "adapter_model.safetensors" if (folder / PEFT_CONFIG).exists() else "adapter.safetensors"
+    tensors = load_file(folder / name)
+    if not tensors:
+        raise CheckError(f"{folder} holds an empty adapter.")
+    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
+    if broken:
+        raise CheckError(f"{folder}: {len(broken)} tensors are not finite, first {broken[0]}.")
+    return tensors
 
 
 def _refuse_still_rows(model: nn.Module, attached: Attached) -> None:

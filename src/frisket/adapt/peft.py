@@ -16,13 +16,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from frisket.adapt.base import Attached, MethodSettings, freeze, seeded
+from frisket.adapt.base import About, Attached, MethodSettings, freeze, seeded
 from frisket.adapt.head import untie_adapted_head
 from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
 from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
-from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
+from frisket.errors import ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
+PEFT_CONFIG = "adapter_config.json"
 SOFT_PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
 )
@@ -102,6 +103,7 @@ class Ia3(PeftMethod):
     """(IA)3: learned scales of keys, values and feed-forward inputs (Liu et al. 2022, arXiv 2205.05638)."""
 
     rate: ClassVar[Declared] = IA3
+    about: ClassVar[About] = About("a scale for each channel", "arXiv 2205.05638", quantised=True)
 
     method: Literal["ia3"] = "ia3"
     where: Where = knob(
@@ -130,6 +132,7 @@ class LnTuning(PeftMethod):
     """Only the normalisation layers move (Zhao et al. 2023, arXiv 2312.11420)."""
 
     rate: ClassVar[Declared] = LN_TUNING
+    about: ClassVar[About] = About("the normalisation layers", "arXiv 2312.11420", quantised=True)
 
     method: Literal["ln_tuning"] = "ln_tuning"
     where: Where = knob("norms", "which normalisation layers")
@@ -144,6 +147,7 @@ class Peft(PeftMethod):
     """Any other type of PEFT, its options checked against that type's own configuration."""
 
     rate: ClassVar[Declared] = UNKNOWN
+    about: ClassVar[About] = About("what PEFT's type says", "PEFT's documentation of the type")
 
     method: Literal["peft"] = "peft"
     peft_type: str = knob(..., "PEFT's name of the method, for example VERA")
@@ -352,35 +356,12 @@ def is_transposed(model: nn.Module, match: Match) -> bool:
     return all(not isinstance(model.get_submodule(name), nn.Linear) for name in match.linears(model))
 
 
-def load_adapter(model: nn.Module, folder: Path) -> AttachedPeft:
-    """Put a saved adapter on a freshly loaded base model, as plain PEFT would.
-
-    Raises:
-        CheckError: the folder holds no adapter, or an empty or non-finite one.
-    """
+def load_peft(model: nn.Module, folder: Path) -> AttachedPeft:
+    """Put an adapter in PEFT's format on a freshly loaded base model, as plain PEFT would."""
     from peft import PeftModel
 
-    if not (folder / "adapter_config.json").exists():
-        raise CheckError(f"{folder} holds no adapter_config.json.")
-    kind = json.loads((folder / "adapter_config.json").read_text())["peft_type"]
+    kind = json.loads((folder / PEFT_CONFIG).read_text())["peft_type"]
     with _without_its_warnings():
         wrapper = PeftModel.from_pretrained(model, str(folder))  # pyright: ignore[reportArgumentType]
     names = [name for name, module in model.named_modules() if is_linear(module)]
     return AttachedPeft(wrapper, model, Match(tuple(names), {}), kind)
-
-
-def saved_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a saved adapter, checked.
-
-    Raises:
-        CheckError: no tensors, or a value that is not finite.
-    """
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "adapter_model.safetensors")
-    if not tensors:
-        raise CheckError(f"{folder} holds an empty adapter.")
-    broken = [name for name, value in tensors.items() if not torch.isfinite(value).all()]
-    if broken:
-        raise CheckError(f"{folder}: {len(broken)} tensors are not finite, first {broken[0]}.")
-    return tensors

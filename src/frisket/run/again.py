@@ -3,7 +3,7 @@
 from collections.abc import Sequence as Seq
 from pathlib import Path
 
-from frisket.adapt import peft
+from frisket.adapt import methods
 from frisket.errors import ConfigError
 from frisket.hf import load
 from frisket.recipe import load_recipe
@@ -35,7 +35,7 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     device = load.device_of(recipe.model.device)
     compute = load.compute_type(recipe.train.compute, device)
     model = load.load_model(recipe.model, compute, device)
-    attached = peft.load_adapter(model, folder / "adapter")
+    attached = methods.load_adapter(model, folder / "adapter")
     load.cast_parameters(model, compute)
     sets = measuring.make_sets(prepared, model, watcher, None)
     if sets is None:

@@ -57,7 +57,7 @@ class During:
         if before is not None:
             self._rule = best.rule_of(prepared.recipe, measuring.names_with_loss(before))
         if self._rule and self._rule.keep == "best":
-            best.recover(out, loaded.optimizer.masters, self._evaluations, self._rule.watch, done)
+            best.recover(out, loaded.optimizer.moving(), self._evaluations, self._rule.watch, done)
             best.refuse_if_lost(out, best.standing(self._evaluations, self._rule.watch))
         self._samples = _samples(prepared, loaded, sets, out, done)
 
@@ -135,7 +135,7 @@ class During:
         verdict = "the lowest so far" if told.step == step else f"the lowest was {told.loss:.4f} at step {told.step}"
         self._watcher.say(f"evaluate   step {step}: loss of {self._rule.watch} {loss:.4f}, {verdict}")
         if told.step == step and self._rule.keep == "best":
-            best.keep(self._out, self._loaded.optimizer.masters, self._evaluations, self._rule.watch)
+            best.keep(self._out, self._loaded.optimizer.moving(), self._evaluations, self._rule.watch)
 
     def _restore(self, step: int) -> None:
         found = self._standing()

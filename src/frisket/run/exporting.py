@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from frisket.adapt import peft
+from frisket.adapt import methods
 from frisket.errors import CheckError, UnsupportedError
 from frisket.hf import load, tokens
 from frisket.hf.heads import logits_of
@@ -74,7 +74,7 @@ def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
         found = []
         for adapter in (run.artifact, partial):
             model = run.base()
-            peft.load_adapter(model, adapter)
+            methods.load_adapter(model, adapter)
             found.append([logits_of(model, batch) for batch in rows])
         difference, scale = largest_difference(*found), max(float(logits.abs().max()) for logits in found[0])
         if not difference <= BARS[torch.float32] * max(1.0, scale):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from frisket import __version__
-from frisket.adapt import peft
+from frisket.adapt import methods
 from frisket.attend.pack import pack
 from frisket.data.dataset import Dataset
 from frisket.errors import CheckError
@@ -125,12 +125,12 @@ def _save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows, d
 def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
     """Write the adapter, put it on the bare base as PEFT would, and return the logits of that."""
     loaded.attached.save(target, loaded.optimizer.masters)
-    peft.saved_tensors(target)
+    methods.saved_tensors(target)
     prepared.tokenizer.save_pretrained(target)
     if prepared.added.ids:
         write_how_to_load(target, "adapter", prepared.added)
     loaded.attached.detach()
-    again = peft.load_adapter(loaded.model, target)
+    again = methods.load_adapter(loaded.model, target)
     load.cast_parameters(loaded.model, loaded.compute)
     logits = logits_of(loaded.model, rows, prepared.laying.backend)
     again.detach()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from frisket.adapt import peft
+from frisket.adapt import methods
 from frisket.attend.pack import pack
 from frisket.data.chat import Template, encode_many, load_template
 from frisket.data.problem import Problem
@@ -140,13 +140,13 @@ def _merge(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     base_dtype = load.stored_dtype(run.recipe.model, None)
     watcher.say(f"merge      {run.artifact} into {run.recipe.model.path}, in float32")
     model = run.base()
-    attached = peft.load_adapter(model, run.artifact)
+    attached = methods.load_adapter(model, run.artifact)
     apart = [logits_of(model, batch) for batch in rows]
     if quantised.quantised_layers(model):
         watcher.say("dequantise the quantised base becomes a plain one first; compared is with what was trained")
         attached.detach()
         model = quantised.dequantised(model, torch.float32)
-        attached = peft.load_adapter(model, run.artifact)
+        attached = methods.load_adapter(model, run.artifact)
     attached.merge()
     merged = [logits_of(model, batch) for batch in rows]
     with written(target) as partial:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from frisket.adapt import peft
+from frisket.adapt import methods
 from frisket.data.chat import Template, prompt_ids
 from frisket.data.messages import read_messages
 from frisket.errors import ConfigError, DataError, UnsupportedError
@@ -122,7 +122,7 @@ def open_folder(folder: Path, overrides: Seq[str] = (), compute: str | None = No
         settings = settings.model_copy(update={"path": str(folder / "model"), "tokenizer": None})
     tokenizer, template = stored_tokenizer(recipe, folder / ("adapter" if is_adapter else "model"))
     model = load.load_model(settings, dtype, device)
-    attached = peft.load_adapter(model, folder / "adapter") if is_adapter else None
+    attached = methods.load_adapter(model, folder / "adapter") if is_adapter else None
     if attached is not None:
         load.cast_parameters(model, dtype)
     model.eval()

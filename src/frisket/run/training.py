@@ -187,7 +187,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
         watcher.say(told)
     laying = prepared.laying
     _warn_of_rows(prepared, watcher)
-    optimizer = Optimizer(attached.parameters(), recipe.train, compute, load.embedding_names(model))
+    optimizer = Optimizer(attached.parameters(), recipe.train, compute, load.embedding_names(model), attached)
     load.cast_parameters(model, compute)
     model.train()
     layers = foreseen.choice.layers

@@ -92,6 +92,7 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
     if start is not None:
         _check_same_samples(run, start)
         totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, dict(start.tokens))
+    run.attached.begin(run.total_steps)
     with _Record(run.out, totals.step, run.tracker) as record, _finishing_the_step() as is_interrupted:
         for step in run.order.steps(None if start is None else (start.epoch, start.index)):
             if totals.step >= run.total_steps or run.stops(totals.step):
@@ -169,7 +170,7 @@ def save(run: Run, totals: Totals) -> Path:
         totals.seconds,
         totals.tokens,
     )
-    return checkpoint.save(run.out, state, run.optimizer.masters, run.optimizer.state(), run.settings.keep)
+    return checkpoint.save(run.out, state, run.optimizer.moving(), run.optimizer.state(), run.settings.keep)
 
 
 def _add(totals: Totals, step: Step, laid: StepInput, seconds: float) -> None:

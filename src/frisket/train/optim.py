@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from frisket.adapt.base import Attached, Moment
 from frisket.errors import CheckError, ConfigError
 from frisket.train.adam8bit import AdamW8bit, is_quantised, moment_bytes
 from frisket.train.scaling import LossScale
@@ -21,6 +22,7 @@ from frisket.train.schedule_free import ScheduleFreeAdamW
 from frisket.train.settings import OptimizerName, TrainSettings
 
 _LOSS_SCALE = "loss_scale"
+_EXTRA = "extra/"
 
 
 class Optimizer:
@@ -31,6 +33,7 @@ class Optimizer:
         settings: rates, decay, clipping.
         compute: type the model computes in; parameters are cast to it here.
         wide: names whose moments stay in 32 bits under ``adamw-8bit`` (the embedding's).
+        method: whose parameters they are; may bring an update rule of its own and decide what decays.
 
     Raises:
         ConfigError: 8-bit moments in fp64.
@@ -46,9 +49,11 @@ class Optimizer:
         settings: TrainSettings,
         compute: torch.dtype,
         wide: Collection[str] = (),
+        method: Attached | None = None,
     ) -> None:
         self._parameters = dict(parameters)
         self._settings = settings
+        self._method = method
         if settings.optimizer == "adamw-8bit" and compute == torch.float64:
             raise ConfigError(
                 "train.optimizer = adamw-8bit has fp32 masters, and train.compute = fp64 needs others.\n"
@@ -57,7 +62,16 @@ class Optimizer:
         self.scale = LossScale() if compute == torch.float16 else None
         apart = has_own_masters(settings.optimizer, compute)
         self.masters = {name: _master(parameter, compute, apart) for name, parameter in self._parameters.items()}
-        self._update = _make_update(_groups(self.masters, settings, wide), settings)
+        own = method.make_update(self.masters, _moment(settings)) if method else None
+        if own is not None and settings.optimizer != "adamw":
+            raise ConfigError(
+                f"train.optimizer = {settings.optimizer}: this method brings an update rule of its own.\n"
+                "Leave train.optimizer out."
+            )
+        decaying = {
+            name for name, master in self.masters.items() if (method.decays(name) if method else master.dim() > 1)
+        }
+        self._update = own or _make_update(_groups(self.masters, settings, wide, decaying), settings)
 
     def accumulate(self) -> None:
         """Add the gradients of one micro-batch into the buffers and clear them."""
@@ -92,16 +106,16 @@ class Optimizer:
         if isinstance(self._update, ScheduleFreeAdamW):
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._update.gradient_point(self.masters[name]))
+            self._refresh()
 
     def update(self, rate: float) -> None:
-        """Move the masters by one step and round them into the model."""
+        """Move the masters by one step; ``write_back`` rounds them into the model."""
         for group in self._update.param_groups:
             group["lr"] = rate
         self._update.step()
         if self.scale is not None:
             self.scale.passed()
         self.clear()
-        self.write_back()
 
     @torch.no_grad()
     def write_back(self) -> None:
@@ -109,12 +123,22 @@ class Optimizer:
         for name, parameter in self._parameters.items():
             if self.masters[name] is not parameter:
                 parameter.copy_(self.masters[name])
+        self._refresh()
+
+    def _refresh(self) -> None:
+        if self._method is not None:
+            self._method.refresh()
 
     def clear(self) -> None:
         """Forget all gradients."""
         for name, parameter in self._parameters.items():
             parameter.grad = None
             self.masters[name].grad = None
+
+    def moving(self) -> dict[str, Tensor]:
+        """The masters, and what the method keeps beside them: all that a checkpoint needs of the weights."""
+        extra = self._method.extra() if self._method else {}
+        return self.masters | {_EXTRA + name: value for name, value in extra.items()}
 
     def state_of(self, name: str) -> dict[str, Tensor]:
         """The optimizer's own tensors of one parameter."""
@@ -150,22 +174,31 @@ class Optimizer:
         _copy_all(self.state(), state)
 
     def load_masters(self, masters: Mapping[str, Tensor]) -> None:
-        """Copy saved masters in and round them into the model.
+        """Copy saved masters in (see ``moving``) and round them into the model.
 
         Raises:
             CheckError: names are not those of this run.
         """
-        _copy_all(self.masters, masters)
+        extra = {name.removeprefix(_EXTRA): value for name, value in masters.items() if name.startswith(_EXTRA)}
+        _copy_all(self.masters, {name: value for name, value in masters.items() if not name.startswith(_EXTRA)})
+        if self._method is not None:
+            self._method.load_extra(extra)
         if isinstance(self._update, ScheduleFreeAdamW):
             self._update.restart()
         self.write_back()
 
 
-def _groups(masters: Mapping[str, Tensor], settings: TrainSettings, wide: Collection[str]) -> list[dict[str, Any]]:
-    """Matrices, which decay, and the rest; those whose moments stay wide apart."""
+def _moment(settings: TrainSettings) -> Moment:
+    return Moment(settings.betas, settings.epsilon, settings.weight_decay)
+
+
+def _groups(
+    masters: Mapping[str, Tensor], settings: TrainSettings, wide: Collection[str], decaying: Collection[str]
+) -> list[dict[str, Any]]:
+    """What decays (matrices, as a rule) and the rest; those whose moments stay wide apart."""
     kinds: dict[tuple[bool, bool], list[Tensor]] = {}
     for name, master in masters.items():
-        kinds.setdefault((master.dim() > 1, settings.optimizer == "adamw-8bit" and name in wide), []).append(master)
+        kinds.setdefault((name in decaying, settings.optimizer == "adamw-8bit" and name in wide), []).append(master)
     return [
         {"params": kinds[kind], "weight_decay": settings.weight_decay if kind[0] else 0.0}
         | ({"wide": True} if kind[1] else {})

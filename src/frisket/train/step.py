@@ -116,6 +116,7 @@ def run_step(
     attached.before_update()
     optimizer.update(rate)
     attached.after_update(number)
+    optimizer.write_back()
     return Moved(loss, norm, skipped)
 
 

@@ -1,0 +1,237 @@
+"""The one artefact of everything sparse: for each touched tensor which entries change, and to what.
+
+A folder holds ``frisket_adapter.json`` (method, settings, and for each tensor its mode, shape and digests) and
+``adapter.safetensors`` (``NAME.indices`` flat and ascending, or ``NAME.bits`` where packed bits are smaller, and
+``NAME.values``); ``old.safetensors`` holds what the entries were, so that the change can be taken back bit for bit.
+
+Digests of a tensor before and after the change say whether this is its base, and whether it was applied already. They
+are taken in the tensor's own type and in the narrower ones, so that a base that is loaded in another type is known.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from frisket import __version__
+from frisket.errors import CheckError
+
+Mode = Literal["add", "replace", "zero"]
+HEADER, VALUES, OLD = "frisket_adapter.json", "adapter.safetensors", "old.safetensors"
+_TYPES = {"float64": torch.float64, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Change:
+    """What happens to one tensor.
+
+    Attributes:
+        mode: ``add`` values to entries, ``replace`` entries by values, or ``zero`` entries.
+        shape: of the tensor.
+        indices: flat indices of the entries, ascending.
+        values: one for each entry; None for ``zero``.
+        old: what the entries were, in the tensor's own type.
+        before: digests of the whole tensor without the change, by type.
+        after: digests with it.
+    """
+
+    mode: Mode
+    shape: tuple[int, ...]
+    indices: Tensor
+    values: Tensor | None
+    old: Tensor
+    before: Mapping[str, str]
+    after: Mapping[str, str]
+
+
+def change_of(weight: Tensor, mode: Mode, indices: Tensor, values: Tensor | None = None) -> Change:
+    """Describe a change of a tensor, which is left as it is.
+
+    Args:
+        weight: the base's tensor.
+        mode: what happens to its entries.
+        indices: flat indices, unique, in any order.
+        values: one for each index, in that order; None for ``zero``.
+
+    Raises:
+        ValueError: indices are not unique, or there are more or fewer values.
+    """
+    order = torch.argsort(indices)
+    indices = indices[order].to(torch.int64)
+    values = None if values is None else values.detach()[order]
+    if (indices.diff() <= 0).any() or (values is None) != (mode == "zero"):
+        raise ValueError(f"a change needs unique indices, and values but for `zero`: mode {mode}")
+    flat = weight.detach().flatten()
+    changed = flat.clone()
+    changed[indices] = _new(flat[indices], mode, values)
+    return Change(mode, tuple(weight.shape), indices, values, flat[indices].clone(), digests(flat), digests(changed))
+
+
+def apply(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
+    """Make the changes in place, all or none.
+
+    Returns:
+        How many tensors were changed; the others held the change already.
+
+    Raises:
+        CheckError: a tensor is not there, is not the base that the change was made for, or has an addition already.
+    """
+    todo = []
+    for name, change in changes.items():
+        weight = _tensor(weights, name, change)
+        if is_digest_of(weight, change.before):
+            todo.append(name)
+        elif not is_digest_of(weight, change.after):
+            raise CheckError(
+                f"{name} is not the tensor that this change was made for: its digest differs.\n"
+                "Use the base that the adapter was trained on."
+            )
+        elif change.mode == "add":
+            raise CheckError(
+                f"{name} has this change already: adding it twice would be wrong.\nUse the model as it is."
+            )
+    with torch.no_grad():
+        for name in todo:
+            flat, change = weights[name].view(-1), changes[name]
+            at = change.indices.to(flat.device)
+            flat[at] = _new(flat[at], change.mode, change.values)
+    return len(todo)
+
+
+def undo(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
+    """Take the changes back in place, bit for bit, all or none.
+
+    Returns:
+        How many tensors were restored; the others did not hold the change.
+
+    Raises:
+        CheckError: a tensor is neither with nor without the change, or is not what it was afterwards.
+    """
+    todo = []
+    for name, change in changes.items():
+        weight = _tensor(weights, name, change)
+        if is_digest_of(weight, change.after):
+            todo.append(name)
+        elif not is_digest_of(weight, change.before):
+            raise CheckError(
+                f"{name} does not hold this change: its digest is neither that with it nor that without.\n"
+                "Use the model that the adapter was merged into, and that nothing else has changed."
+            )
+    with torch.no_grad():
+        for name in todo:
+            flat, change = weights[name].view(-1), changes[name]
+            flat[change.indices.to(flat.device)] = change.old.to(flat.device, flat.dtype)
+            if not is_digest_of(flat, change.before):
+                raise CheckError(f"{name} is not what it was before the change.\nLoad the base itself.")
+    return len(todo)
+
+
+def write(folder: Path, method: str, changes: Mapping[str, Change], settings: Mapping[str, Any]) -> None:
+    """Write the artefact.
+
+    Args:
+        settings: JSON values of the method's own, for ``read``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors: dict[str, Tensor] = {}
+    for name, change in changes.items():
+        tensors |= {f"{name}.{part}": value for part, value in _parts(change).items()}
+    save_file(tensors, folder / VALUES)
+    save_file({name: change.old.contiguous() for name, change in changes.items()}, folder / OLD)
+    listed = {
+        name: {"mode": c.mode, "shape": list(c.shape), "entries": len(c.indices), "before": c.before, "after": c.after}
+        for name, c in changes.items()
+    }
+    header = {"method": method, "frisket": __version__, "settings": settings, "tensors": listed}
+    (folder / HEADER).write_text(json.dumps(header, indent=1), encoding="utf-8")
+
+
+def read(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
+    """Read an artefact: its changes by tensor, and the method's own settings.
+
+    Raises:
+        CheckError: a file is missing or does not belong to the others.
+    """
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        tensors, old = load_file(folder / VALUES), load_file(folder / OLD)
+        changes = {}
+        for name, told in header["tensors"].items():
+            indices = _indices(tensors, name, told["shape"])
+            values = tensors.get(f"{name}.values")
+            if len(indices) != told["entries"]:
+                raise KeyError(f"{name}: {len(indices)} entries instead of {told['entries']}")
+            changes[name] = Change(
+                told["mode"], tuple(told["shape"]), indices, values, old[name], told["before"], told["after"]
+            )
+    except (OSError, KeyError, ValueError) as error:
+        raise CheckError(f"{folder} holds no whole sparse adapter: {error}.\nExport it again from its run.") from error
+    return changes, header["settings"]
+
+
+def digests(tensor: Tensor) -> dict[str, str]:
+    """SHA-256 of the values in the tensor's own type and in the narrower ones."""
+    own = tensor.dtype.itemsize
+    kinds = [dtype for dtype in _TYPES.values() if dtype == tensor.dtype or dtype.itemsize < own]
+    return {str(dtype).removeprefix("torch."): _digest(tensor, dtype) for dtype in kinds}
+
+
+def is_digest_of(tensor: Tensor, told: Mapping[str, str]) -> bool:
+    """Whether a tensor, in whatever type it was loaded, is the one whose digests are told."""
+    own = str(tensor.dtype).removeprefix("torch.")
+    if own in told:
+        return _digest(tensor, tensor.dtype) == told[own]
+    narrower = [name for name in told if _TYPES[name].itemsize < tensor.dtype.itemsize]
+    return bool(narrower) and _digest(tensor, _TYPES[narrower[0]]) == told[narrower[0]]
+
+
+def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
+    values = tensor.detach().to(dtype).cpu().contiguous()
+    return hashlib.sha256(values.flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+def _new(entries: Tensor, mode: Mode, values: Tensor | None) -> Tensor:
+    if values is None:
+        return torch.zeros_like(entries)
+    values = values.to(entries.device)
+    if mode == "replace":
+        return values.to(entries.dtype)
+    wide = torch.promote_types(entries.dtype, values.dtype)
+    return (entries.to(wide) + values.to(wide)).to(entries.dtype)
+
+
+def _tensor(weights: Mapping[str, Tensor], name: str, change: Change) -> Tensor:
+    weight = weights.get(name)
+    if weight is None or tuple(weight.shape) != change.shape:
+        found = "is not there" if weight is None else f"is {list(weight.shape)}"
+        raise CheckError(
+            f"the adapter changes {name} of shape {list(change.shape)}, which {found} in this model.\n"
+            "Use the base that the adapter was trained on."
+        )
+    return weight
+
+
+def _parts(change: Change) -> dict[str, Tensor]:
+    """Indices as int32 (int64 above 2^31 entries), or packed bits where those are smaller; and the values."""
+    size = int(np.prod(change.shape))
+    kind = torch.int32 if size < 2**31 else torch.int64
+    values = {} if change.values is None else {"values": change.values.cpu().contiguous()}
+    if len(change.indices) * kind.itemsize <= (size + 7) // 8:
+        return {"indices": change.indices.to(kind).cpu(), **values}
+    bits = np.zeros(size, dtype=bool)
+    bits[change.indices.cpu().numpy()] = True
+    return {"bits": torch.from_numpy(np.packbits(bits)), **values}
+
+
+def _indices(tensors: Mapping[str, Tensor], name: str, shape: list[int]) -> Tensor:
+    if f"{name}.indices" in tensors:
+        return tensors[f"{name}.indices"].to(torch.int64)
+    bits = np.unpackbits(tensors[f"{name}.bits"].numpy(), count=int(np.prod(shape)))
+    return torch.from_numpy(np.flatnonzero(bits))

@@ -1,0 +1,130 @@
+"""The sparse artefact: applied once, taken back bit for bit, refused on any other base."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from frisket.adapt import sparse
+from frisket.errors import CheckError
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def weights(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    return {name: torch.randn(6, 10, generator=generator).to(dtype) for name in ("a.weight", "b.weight")}
+
+
+def changes_of(base):
+    at = torch.tensor([41, 3, 17])
+    return {
+        "a.weight": sparse.change_of(base["a.weight"], "add", at, torch.tensor([0.5, -1.0, 2.0])),
+        "b.weight": sparse.change_of(base["b.weight"], "zero", torch.arange(0, 60, 2)),
+    }
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_written_read_applied_and_taken_back_bit_for_bit(dtype, tmp_path):
+    base = weights(dtype)
+    sparse.write(tmp_path, "spiel", changes_of(base), {"density": 0.1})
+    changes, settings = sparse.read(tmp_path)
+    assert settings == {"density": 0.1}
+    now = {name: tensor.clone() for name, tensor in base.items()}
+    assert sparse.apply(now, changes) == 2
+    moved = {name: (now[name] != base[name]).flatten().nonzero().flatten().tolist() for name in base}
+    assert moved == {"a.weight": [3, 17, 41], "b.weight": list(range(0, 60, 2))}
+    assert now["a.weight"].flatten()[41] == (base["a.weight"].flatten()[41].double() + 0.5).to(dtype)
+    assert not now["b.weight"].flatten()[::2].any()
+    assert sparse.undo(now, changes) == 2
+    assert all(torch.equal(now[name], tensor) for name, tensor in base.items())
+    assert sparse.undo(now, changes) == 0
+
+
+def test_a_base_of_another_type_is_known_and_restored():
+    base = weights()
+    changes = changes_of(base)
+    narrow = {name: tensor.to(torch.bfloat16) for name, tensor in base.items()}
+    start = {name: tensor.clone() for name, tensor in narrow.items()}
+    assert sparse.apply(narrow, changes) == 2
+    half = weights(torch.bfloat16)
+    wide = {name: tensor.float() for name, tensor in half.items()}
+    assert sparse.apply(wide, changes_of(half)) == 2
+    assert sparse.undo({"b.weight": narrow["b.weight"]}, {"b.weight": changes["b.weight"]}) == 1
+    assert torch.equal(narrow["b.weight"], start["b.weight"])
+
+
+def test_applying_twice_is_refused_for_an_addition_and_idempotent_for_the_rest():
+    base = weights()
+    changes = changes_of(base)
+    sparse.apply(base, changes)
+    with pytest.raises(CheckError, match=r"a\.weight has this change already: adding it twice"):
+        sparse.apply(base, changes)
+    before = base["b.weight"].clone()
+    replaced = sparse.change_of(base["a.weight"], "replace", torch.tensor([7]), torch.tensor([9.0]))
+    both = {"a.weight": replaced, "b.weight": changes["b.weight"]}
+    assert sparse.apply(base, both) == 1
+    assert sparse.apply(base, both) == 0
+    assert torch.equal(base["b.weight"], before)
+    assert base["a.weight"].flatten()[7] == 9.0
+
+
+def test_another_base_is_refused_and_nothing_is_changed():
+    base = weights()
+    changes = changes_of(base)
+    base["b.weight"][0, 1] += 1
+    before = {name: tensor.clone() for name, tensor in base.items()}
+    with pytest.raises(CheckError, match=r"b\.weight is not the tensor that this change was made for"):
+        sparse.apply(base, changes)
+    with pytest.raises(CheckError, match=r"b\.weight does not hold this change"):
+        sparse.undo(base, changes)
+    assert all(torch.equal(base[name], tensor) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [({}, "is not there in this model"), ({"a.weight": torch.zeros(3, 10)}, r"is \[3, 10\] in this model")],
+)
+def test_tensors_of_other_shapes_are_refused(model, told):
+    with pytest.raises(CheckError, match=rf"the adapter changes a\.weight of shape \[6, 10\], which {told}"):
+        sparse.apply(model, changes_of(weights()))
+
+
+def test_few_entries_are_indices_and_many_are_packed_bits(tmp_path):
+    base = {"w": torch.randn(64, 64)}
+    for count, part, size in ((100, "indices", 400), (2000, "bits", 512)):
+        at = torch.randperm(4096)[:count]
+        folder = tmp_path / part
+        sparse.write(folder, "mft", {"w": sparse.change_of(base["w"], "zero", at)}, {})
+        (name,) = (tensors := sparse.load_file(folder / sparse.VALUES))
+        assert name == f"w.{part}"
+        assert tensors[name].numel() * tensors[name].itemsize == size
+        assert torch.equal(sparse.read(folder)[0]["w"].indices, at.sort().values)
+
+
+def test_a_broken_artefact_is_refused(tmp_path):
+    sparse.write(tmp_path, "spiel", changes_of(weights()), {})
+    header = json.loads((tmp_path / sparse.HEADER).read_text())
+    header["tensors"]["a.weight"]["entries"] = 4
+    (tmp_path / sparse.HEADER).write_text(json.dumps(header))
+    with pytest.raises(CheckError, match=r"holds no whole sparse adapter: .*3 entries instead of 4"):
+        sparse.read(tmp_path)
+    (tmp_path / sparse.OLD).unlink()
+    with pytest.raises(CheckError, match="holds no whole sparse adapter"):
+        sparse.read(tmp_path)
+
+
+def test_a_change_needs_unique_indices_and_its_values():
+    weight = torch.zeros(4)
+    with pytest.raises(ValueError, match="unique indices"):
+        sparse.change_of(weight, "zero", torch.tensor([1, 1]))
+    with pytest.raises(ValueError, match="and values but for `zero`"):
+        sparse.change_of(weight, "add", torch.tensor([1]))
+
+
+def test_equal_digests_mean_equal_values():
+    weight = torch.from_numpy(np.linspace(-1, 1, 7, dtype=np.float32))
+    assert sparse.is_digest_of(weight.double(), sparse.digests(weight))
+    assert not sparse.is_digest_of(weight + 1e-7, sparse.digests(weight))
+    assert not sparse.is_digest_of(weight.to(torch.bfloat16), sparse.digests(weight.double()) | {"bfloat16": "x"})

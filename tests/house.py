@@ -1,14 +1,16 @@
-"""The house rules that no linter has: size of files and functions, raises without a test, slowest tests.
+"""The house rules that no linter has: size of files, functions and methods, raises without a test, slowest tests.
 
 Run by `make check`; prints the largest of each and fails where a law is broken.
 """
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 FILE_LINES, FUNCTION_LINES, LOOP_LINES = 500, 60, 120
+METHOD_LINES = 200
 SHOWN = 5
 ERRORS = ("ConfigError", "DataError", "UnsupportedError", "CheckError")
 
@@ -24,6 +26,17 @@ def functions(path: Path) -> list[tuple[int, str]]:
     found = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     where = path.relative_to(ROOT)
     return [((node.end_lineno or 0) - node.lineno + 1, f"{where}:{node.lineno} {node.name}") for node in found]
+
+
+def methods() -> list[tuple[int, str]]:
+    """Source lines of each file that holds methods, and their names."""
+    found = []
+    for path in sorted(ROOT.glob("src/frisket/adapt/*.py")):
+        text = path.read_text(encoding="utf-8")
+        names = re.findall(r'^    method: Literal\["(.+?)"\]', text, re.MULTILINE)
+        if names:
+            found.append((len(text.splitlines()), f"{path.relative_to(ROOT)}: {', '.join(names)}"))
+    return sorted(found)
 
 
 def raised_words(path: Path) -> list[tuple[str, list[str]]]:
@@ -76,6 +89,9 @@ def main() -> int:
         print(title)
         for size, name in entries[:SHOWN]:
             print(f"  {size:4} {name}")
+    print("lines per method")
+    for size, name in methods():
+        print(f"  {size:4} {name}")
     untested = unmatched_raises()
     print(f"raises whose message no test matches: {len(untested)}")
     for place in untested:
@@ -84,6 +100,7 @@ def main() -> int:
     too_long += [
         name for size, name in lengths if size > (LOOP_LINES if name.endswith(" run_loop") else FUNCTION_LINES)
     ]
+    too_long += [name for size, name in methods() if size > METHOD_LINES * (1 + name.count(","))]
     for name in too_long:
         print(f"too long: {name}")
     return 1 if too_long else 0

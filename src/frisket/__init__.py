@@ -7,7 +7,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from frisket.version import __version__
 
 if TYPE_CHECKING:
     from frisket.python import finetune, make_plan, show_masks

@@ -1,5 +1,6 @@
 """Plain Python: the same run as the command line's, with a model, a tokenizer or records in memory where wanted."""
 
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from frisket.recipe import Recipe, load_recipe
 from frisket.run import Given, Plan, train
 from frisket.run import make_plan as _make_plan
 from frisket.run import view as _view
-from frisket.watch import Silent, StepRecord, Watcher
+from frisket.watch import StepRecord, WarningsOnly, Watcher
 
 IN_MEMORY = "<in memory>"  # no file, folder or hub id can have this name
 RecipeLike = Recipe | Mapping[str, Any] | str | Path | None
@@ -40,7 +41,7 @@ def finetune(
         data: for each source a path or an iterable of records; or simply a list of records, which is one source.
         on_step: called with a ``StepRecord`` after every step; raising stops the run.
         resume: continue from the newest complete checkpoint.
-        watcher: where progress is shown; default: in a notebook a block below the cell, elsewhere nowhere.
+        watcher: where progress is shown; default: in a notebook a block below the cell, elsewhere warnings on stderr.
 
     Raises:
         ConfigError: a loaded model without a tokenizer, or to be fine-tuned in full.
@@ -105,7 +106,11 @@ def show_masks(
 def _watched(watcher: Watcher | None) -> AbstractContextManager[Watcher]:
     if watcher is not None:
         return nullcontext(watcher)
-    return live_block() if in_notebook() else nullcontext(Silent())
+    return live_block() if in_notebook() else nullcontext(WarningsOnly(_to_stderr))
+
+
+def _to_stderr(line: str) -> None:
+    print(f"warning {line}", file=sys.stderr)
 
 
 def _recipe(recipe: RecipeLike, model: str | None, paths: Sequence[str]) -> Recipe:

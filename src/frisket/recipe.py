@@ -6,6 +6,7 @@ transformers nor peft.
 """
 
 import copy
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ModelWrapValidatorHandler, Vali
 from frisket import yaml12
 from frisket.adapt.methods import Lora, Method
 from frisket.attend.settings import AttendSettings
-from frisket.data.settings import SourceSettings
+from frisket.data.settings import SUFFIXES, SourceSettings
 from frisket.errors import ConfigError, gather, nearest
 from frisket.evaluate.settings import EvaluateSettings
 from frisket.explain import Knob, Origins, Problem, explain, knobs_of
@@ -29,7 +30,7 @@ STAGE_KEYS = ("data", "attend", "supervise", "adapt", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
 GRID_FILE = "grid.json"
 """In a folder that holds a grid of runs: what the grid is made of."""
-FILE_KEYS = ("path", "tokenizer", "template")
+FILE_KEYS = ("path", "tokenizer", "template", "of")
 """Keys of a recipe whose values may be files or folders."""
 
 
@@ -177,7 +178,8 @@ def _stage_problems(base: Mapping, stage: Mapping, place: Key, origins: Origins)
 
 def _refuse(problems: Sequence[Problem], file: str | None) -> None:
     if len(problems) == 1:
-        raise ConfigError(f"{problems[0].text}.\n{problems[0].fix}")
+        example = " For example:" if "=" in problems[0].fix.partition(" ")[0] else ""
+        raise ConfigError(f"{problems[0].text}.{example}\n{problems[0].fix}")
     if problems:
         heading = f"{file or 'the recipe'}: {len(problems)} problems"
         raise ConfigError(gather([f"{problem.text} → {problem.fix}" for problem in problems], heading))
@@ -215,6 +217,8 @@ def _recipe_file(path: Path) -> Path:
                 "Give a YAML file, a run folder, or --model and --data."
             )
         return file
+    if path.suffix in SUFFIXES and path.suffix != ".json":  # which is YAML as well
+        raise ConfigError(f"{path} is data, not a recipe.\nName it so: --data {shlex.quote(str(path))}")
     if not path.is_file():
         near = nearest(path.name, [found.name for found in path.parent.glob("*.y*ml")])
         hint = f"There is {path.parent / near}" if near else "Give a YAML file, a run folder, or --model and --data"

@@ -78,7 +78,7 @@ def duration(seconds: float) -> str:
 
 
 class Silent:
-    """A watcher that shows nothing; what Python callers and ``--json`` use."""
+    """A watcher that shows nothing."""
 
     def say(self, line: str) -> None:
         """Ignore."""
@@ -93,3 +93,21 @@ class Silent:
 
     def step(self, record: StepRecord) -> None:
         """Ignore."""
+
+
+class WarningsOnly(Silent):
+    """Shows every warning once, and nothing else: for runs whose progress nobody asked to see.
+
+    Args:
+        show: takes each line.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._shown: set[str] = set()
+
+    def warn(self, line: str) -> None:
+        """Show a line that was not shown before."""
+        if line not in self._shown:
+            self._shown.add(line)
+            self._show(line)

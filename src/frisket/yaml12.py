@@ -1,6 +1,7 @@
 """YAML with the meaning of YAML 1.2: ``2e-4`` is a number, ``off``, ``no`` and ``2024-01-01`` are words."""
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -93,17 +94,33 @@ def read(file: Path) -> tuple[dict, dict[Key, int]]:
         value = {} if node is None else loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigError(
-            f"{file}{line}: {error.problem}.\nA word that begins with * & ! % @ or {{ needs quotes: where: '*.q_proj'"
-        ) from error
+        raise ConfigError(f"{file}{line}: no YAML: {error.problem}.\n{_fix(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not a text file ({error}).\nA recipe is a text file in YAML.") from error
+    if isinstance(value, list):
+        raise ConfigError(
+            f"{file}: holds a list, but a recipe is a mapping.\nIf these are samples: --data {shlex.quote(str(file))}"
+        )
     if not isinstance(value, dict):
         raise ConfigError(f"{file}: holds {type(value).__name__}, but a recipe is a mapping.\nBegin with: data:")
     lines: dict[Key, int] = {}
     if node is not None:
         _note_lines(node, (), lines)
     return value, lines
+
+
+def _fix(error: yaml.MarkedYAMLError) -> str:
+    """What mends a file that is no YAML, as far as the parser's words tell."""
+    problem, context = error.problem or "", error.context or ""
+    if problem.endswith("is given twice"):
+        return "Keep one of them."
+    if "flow" in context and error.context_mark:
+        return f"Close the bracket that opens in line {error.context_mark.line + 1}."
+    if "quoted" in context and error.context_mark:
+        return f"Close the quotes that open in line {error.context_mark.line + 1}."
+    if re.search(r"alias|anchor", f"{problem} {context}") or re.search(r"for the tag|'[@%`]' that cannot", problem):
+        return "A word that begins with * & ! % @ or ` needs quotes: where: '*.q_proj'"
+    return "Write one `key: value` on a line, a section's keys with the same number of blanks before them, no tabs."
 
 
 def value_of(text: str) -> Any:

@@ -39,6 +39,8 @@ def leaves(match: Match) -> set[str]:
         ("norms", 5, 5, {"input_layernorm", "post_attention_layernorm", "norm"}),
         ("embeddings", 1, 1, {"embed_tokens"}),
         ("head", 1, 1, {"lm_head"}),
+        ("embeddings-and-head", 2, 2, {"embed_tokens", "lm_head"}),
+        ("last-layer", 9, 9, {*ATTENTION, *MLP, "input_layernorm", "post_attention_layernorm"}),
         ("model.layers.1", 1, 9, {"1"}),
         (
             "all",
@@ -96,16 +98,43 @@ def test_zero_matches_name_the_nearest(llama, where, message):
         resolve(llama, where)
 
 
-def test_row_ranges_are_refused(llama):
-    with pytest.raises(UnsupportedError, match=re.escape("row ranges need a method that freezes entries")) as caught:
-        resolve(llama, "*.q_proj[0:4]")
-    assert str(caught.value).endswith("adapt.where=*.q_proj")
+def test_a_row_range_matches_those_rows_of_every_tensor_and_overlapping_ones_unite(llama):
+    one = resolve(llama, ["*.q_proj[:4]", "model.layers.1.self_attn.q_proj[2:10]", "head[60:]"])
+    assert one.rows == {
+        "model.layers.0.self_attn.q_proj.weight": ((0, 4),),
+        "model.layers.1.self_attn.q_proj.weight": ((0, 10),),
+        "lm_head.weight": ((60, 64),),
+    }
+    assert one.parameters(llama) == list(one.rows)
+    assert one.entries(llama) == (4 + 10 + 4) * 32
+    assert one.by_pattern == {"*.q_proj[:4]": 2, "model.layers.1.self_attn.q_proj[2:10]": 1, "head[60:]": 1}
+    assert one.notes == ("rows: 18 of 128 move, the others stay bit for bit",)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("head[60:65]", "adapt.where = 'head[60:65]': lm_head.weight has 64 rows, 0 to 63, and these are not "
+         "among them.\nUse a range such as adapt.where='head[0:64]'"),
+        ("head[4:4]", "lm_head.weight has 64 rows"),
+        ("attention[0:4]", "adapt.where = 'attention[0:4]': rows are meant, and the matched tensors have 16 "
+         "to 32 of them."),
+        (["head[0:4]", "head"], "adapt.where: one pattern claims lm_head.weight as a whole, another only rows of it."),
+        ("*.qproj[0:4]", "adapt.where = '*.qproj' matched 0 of 21 parameters. Nearest: '*.q_proj'"),
+    ],
+)  # fmt: skip
+def test_rows_that_are_not_there_or_claimed_twice_are_refused(llama, where, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        resolve(llama, where)
 
 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"layer": "1"}, r"adapt.where: unknown entry .*'layer'.*; known are patterns and `layers: 4-7`"),
+        (
+            {"layer": "1"},
+            r"adapt.where: unknown entry .*'layer'.*; known are patterns, `layers: 4-7`, and the policies",
+        ),
         ({"layers": "first"}, r"layers = 'first'.*is not a range such as 4-7 or a single layer such as 4"),
         ({"layers": "7-4"}, r"layers = '7-4'.*ends before it starts.*\nUse layers: 4-7\."),
     ],

@@ -13,6 +13,7 @@ from frisket.cli.main import run_words
 from frisket.errors import DataError
 from frisket.generate.reply import Reply
 from frisket.generate.settings import GenerateSettings
+from frisket.run.opening import Answered
 from frisket.run.system_message import SystemMessage
 
 SUMMARY = {
@@ -70,10 +71,14 @@ class FakePlan:
 class FakeChat:
     def __init__(self, system: SystemMessage | None = None) -> None:
         self.settings: list[GenerateSettings] = []
+        self.folder = Path("out/my chats")
         self.system = system
 
-    def answer(self, conversations: list, settings: GenerateSettings, base: bool = False) -> list[str]:
-        return [f"{'base' if base else 'tuned'}: {messages[-1]['content']}" for messages in conversations]
+    def answer(self, conversations: list, settings: GenerateSettings, base: bool = False) -> list[Answered]:
+        """Says the last message; what the base says is as long as was asked for."""
+        return [
+            Answered(f"{'base' if base else 'tuned'}: {messages[-1]['content']}", base) for messages in conversations
+        ]
 
     def stream(self, messages: list, settings: GenerateSettings, base: bool = False) -> Reply:
         """Says how many messages it was given and the last one; a letter a token."""
@@ -113,6 +118,7 @@ class FakeRun(ModuleType):
             "open_run": FakeChat(),
             "export": {"folder": "out/merged", "largest_difference": 1e-6},
             "module_names": {"model.layers.0.q_proj": 1024},
+            "match_report": FakePlan(),
         }
         if name not in results:
             raise AttributeError(name)

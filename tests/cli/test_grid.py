@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 
 from frisket.cli.axes import split_axes
+from frisket.cli.compare import _spread_of
+from frisket.recipe import dump, load_recipe
 
 RESULT = {
     "against": "rank=2",
@@ -102,6 +104,31 @@ def test_a_grid_folder_is_resumed_as_the_grid_that_it_is(frisket_says, grids) ->
     frisket_says("train", "old", "--resume")
     assert [name for name, _, _ in grids.asked] == ["load_grid", "train_grid"]
     assert grids.asked[1][2]["out"] == Path("old")
+
+
+def test_a_cell_is_a_run_folder_though_it_holds_an_equals_sign(frisket_says, run) -> None:
+    cell = Path("grid/rank=4/seed-0")
+    cell.mkdir(parents=True)
+    (cell / "recipe.yaml").write_text(dump(load_recipe(None, ["adapt.rank=4"], data=["chats.jsonl"])))
+    for words in (("train", str(cell), "--resume"), ("plan", str(cell)), ("view", str(cell))):
+        code, out, _ = frisket_says(*words, "adapt.alpha=8")
+        assert (code, out.splitlines()[0].partition(" · ")[2]) == (0, f"{words[0]} · {cell}")
+    recipes = [args[0] for _, args, _ in run.asked]
+    assert [(recipe.adapt.rank, recipe.adapt.alpha) for recipe in recipes] == [(4, 8)] * 3
+    assert run.asked[0][2]["out"] == cell
+    frisket_says("evaluate", str(cell))
+    assert run.asked[-1][1] == (cell,)
+    assert frisket_says("generate", str(cell), "hi")[1].splitlines()[0].endswith(f"generate · {cell}")
+    code, _, err = frisket_says("train", f"adapt.target={'x' * 5000}", "--data", "d")
+    assert (code, "there is no such key" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "told"),
+    [((1, 1), "95 % interval"), ((3, 3), "range of seeds"), ((1, 3), "range of seeds, of one seed 95 % interval")],
+)
+def test_the_table_says_what_stands_beside_the_medians(seeds, told) -> None:
+    assert _spread_of([{"seeds": list(range(count))} for count in seeds]) == told
 
 
 def test_a_grid_cannot_be_an_overfit(frisket_says, grids) -> None:

@@ -139,6 +139,7 @@ def test_help(frisket_says) -> None:
         code, out, _ = frisket_says(*words)
         assert code == 0
         assert all(f"  {verb} " in out for verb in VERBS)
+        assert "frisket --version" in out
     assert frisket_says("--version")[1] == f"frisket {__version__}\n"
 
 
@@ -146,6 +147,7 @@ def test_help(frisket_says) -> None:
 def test_each_verb_has_help_with_an_example(frisket_says, verb) -> None:
     code, out, _ = frisket_says(verb, "--help")
     assert code == 0
+    assert frisket_says(verb, "-h") == (0, out, "")
     assert "--json" in out
     assert f"\n  frisket {verb} " in out
     assert not re.search(r"<(str|bool|int|float|path|list)\b|\[\[", out), "a type of Python"

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from frisket.cli import final, screen, words
 from frisket.cli.screen import Screen, sparkline
+from frisket.report.plots import run_charts, steps_of
 from frisket.watch import StepRecord
 
 from .conftest import SUMMARY
@@ -32,6 +33,17 @@ def test_plain_steps_come_every_ten_and_at_the_edges() -> None:
     assert [line.split()[1] for line in lines[:-1]] == ["1/30", "10/30", "20/30", "30/30"]
     assert "loss 0.3000  rate 1.00e-04  norm 0.500  20,000 real tokens/s (5,000 supervised)  10 s left" in lines[1]
     assert lines[-1].strip() == "trained 30 steps in 15 s: loss 3.000 → 0.100, 20,000 real tokens/s"
+    assert lines[-2].endswith("supervised)"), "nothing is left behind the last step"
+
+
+def test_a_long_run_is_told_with_the_means_of_its_report() -> None:
+    shown, file = plain()
+    losses = [6.0, 4.0, *(float(n) for n in range(40, 4, -1)), 0.5, 0.1]
+    for step, loss in enumerate(losses, 1):
+        shown.step(record(step, total=40, loss=loss))
+    assert "loss 5.000 → 0.300 (means of the first and last 2 steps)" in file.getvalue().splitlines()[-1]
+    metrics = [{"step": step, "loss": loss, "flat_tokens": 10} for step, loss in enumerate(losses, 1)]
+    assert "fell from 5 to 0.3 over" in run_charts(steps_of(metrics), [], {}, [])[0].sentence
 
 
 def test_slow_steps_are_shown_each(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +103,33 @@ def test_long_work_is_heard_of_in_a_pipe_even_while_nothing_is_finished(monkeypa
     assert len(file.getvalue()) == silent, "it speaks after the work is over"
 
 
+def test_loading_is_said_only_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(screen, "_SLOW", 0.01)
+    told, written = plain()
+    with told.loading():
+        time.sleep(0.2)
+    assert written.getvalue() == "  loading torch and transformers …\n"
+    monkeypatch.setattr(screen, "_SLOW", 60.0)
+    quick, written = plain()
+    with quick.loading():
+        pass
+    assert not written.getvalue()
+
+
+def test_dropped_samples_that_never_became_tokens_are_not_shown_as_none() -> None:
+    def row(dropped: int, unread: int) -> str:
+        samples = SUMMARY["tokens"]["samples"] | {"dropped": 3, "dropped_unread": unread}
+        tokens = SUMMARY["tokens"] | {"dropped": dropped, "samples": samples}
+        shown, written = plain(140)
+        shown.show_summary(SUMMARY | {"tokens": tokens}, Path("out"))
+        lines = written.getvalue().splitlines()
+        return next(" ".join(line.split()) for line in lines if line.strip().startswith("dropped"))
+
+    assert row(0, 3) == "dropped – 3 samples, of which 3 never became tokens, so that theirs are not counted"
+    assert row(120, 1).startswith("dropped 120 3 samples, of which 1 never became tokens")
+    assert row(120, 0) == "dropped 120 12.0 % 3 samples"
+
+
 def test_lines_are_shown_as_they_are_and_warnings_stand_out() -> None:
     shown, file = plain(width=40)
     shown.head("frisket 0.1.0 · train")
@@ -142,7 +181,8 @@ def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
     text = file.getvalue()
     assert max(len(line) for line in text.splitlines()) <= width
     for part in (
-        "Echo a b", "the arguments", "Sort b a", "wanted: a b", "Twice: g o", "g = 4", "wanted: g g o o",
+        "3 of 4 shown", "Echo a b", "the arguments", "Sort b a", "wanted: a b", "Twice: g o", "g = 4",
+        "wanted: g g o o",
         "1.2 %", "91.3 %", "88.9–93.4", "copy", "99.0 %", "3.410", "0.210",
         "bits/character", "1.920", "KL to the base", "0.021",
         "300", "30.0 %", "assistant 300", "7 samples", "800 computed + 100 shared",
@@ -184,8 +224,14 @@ def test_a_run_without_answers_to_check_shows_those_of_its_samples() -> None:
     shown, file = plain()
     said = {"prompt": "Sort b a", "reference": "a b", "before": "class X", "after": "a, b"}
     shown.show_summary({"examples": [], "samples": {"prompts": 3, "examples": [said]}}, Path("o"))
-    for part in ("Sort b a", "class X", "a, b", "wanted: a b"):
+    for part in ("Sort b a", "class X", "a, b", "wanted: a b", "1 of 3 shown, whatever they say; all: report.html"):
         assert part in file.getvalue()
+
+
+def test_an_overfit_ends_with_its_verdict() -> None:
+    shown, file = plain()
+    shown.show_summary({"overfit": "3 samples learned to a loss of 0.049 in 80 steps"}, Path("o"))
+    assert "  overfit  3 samples learned to a loss of 0.049 in 80 steps\n" in file.getvalue()
 
 
 def test_of_a_resumed_run_this_part_and_the_whole_are_told_apart() -> None:

@@ -54,7 +54,7 @@ def test_the_system_message_stays_until_it_is_removed(talk):
 def test_undo_takes_back_one_turn(talk):
     out = talk("/undo\none\ntwo\n/undo\nthree\n")
     assert "nothing has been asked yet" in out
-    assert "taken back; 1 questions before it stay" in out
+    assert "taken back; 1 question before it stays" in out
     assert "tuned [3] three" in out
 
 
@@ -69,7 +69,7 @@ def test_again_asks_the_same_with_the_next_seed(talk, run):
 def test_again_asks_nothing_where_the_answer_would_be_the_same(talk, run):
     out = talk("one\n/again\ntwo\n")
     assert "not asked again: at temperature 0 the answer is always the same" in out
-    assert "--temperature 0.8" in out
+    assert "frisket generate 'out/my chats' --chat --temperature 0.8" in out
     assert len(run.chat.settings) == 2
     assert "tuned [3] two" in out
 
@@ -88,6 +88,7 @@ def test_again_at_temperature_0_asks_what_was_stopped(run, monkeypatch):
 def test_help_and_unknown_commands(talk):
     out = talk("/help\n/rset\n/etc/passwd\n /etc is a folder\n")
     assert all(command in out for command in ("/reset", "/system", "/undo", "/again", "/quit", '"""'))
+    assert "  /system  with a text behind it: the system message from now on; alone: none\n" in out
     assert "/rset is no command. Did you mean /reset?" in out
     assert "/etc/passwd is no command. /help lists them." in out
     assert "tuned [1] /etc is a folder" in out

@@ -125,6 +125,23 @@ def test_answers_stand_beside_those_of_the_base(frisket_says) -> None:
     assert "tuned: hi" in line
 
 
+def test_an_answer_that_was_cut_short_is_marked(frisket_says) -> None:
+    words = ("generate", ".", "--prompt", "hi", "--beside-base", "--max-new-tokens", "4")
+    _, out, _ = frisket_says(*words)
+    assert "base: hi… (cut)" in out
+    assert "tuned: hi… (cut)" not in out
+    assert "… (cut): --max-new-tokens 4 was reached; longer: --max-new-tokens 8" in " ".join(out.split())
+    assert "(cut)" not in frisket_says("generate", ".", "--prompt", "hi")[1]
+    (told,) = json.loads(frisket_says(*words, "--json")[1])["answers"]
+    assert (told["cut"], told["base_cut"]) == (False, True)
+
+
+def test_a_prompt_may_hold_what_unicode_calls_the_end_of_a_line(frisket_says) -> None:
+    Path("p.jsonl").write_text('{"prompt": "one\u2028two\u0085"}\n', encoding="utf-8")
+    _, out, _ = frisket_says("generate", ".", "--file", "p.jsonl", "--json")
+    assert json.loads(out)["answers"][0]["answer"] == "tuned: one\u2028two\u0085"
+
+
 def test_the_screen_is_a_watcher(frisket_says, run) -> None:
     frisket_says("plan", "--data", "d")
     watcher: Watcher = run.asked[0][2]["watcher"]

@@ -259,7 +259,7 @@ def test_bad_samples_can_be_dropped_and_are_counted(tokenizer):
     assert [(d["place"], d["tokens"] is None) for d in dataset.dropped] == [("records:2", True), ("records:3", False)]
     ledger = dataset.ledgers[0]
     assert ledger.dropped == dataset.dropped[1]["tokens"] > 0
-    assert (ledger.samples["read"], ledger.samples["dropped"]) == (3, 2)
+    assert (ledger.samples["read"], ledger.samples["dropped"], ledger.samples["dropped_unread"]) == (3, 2, 1)
     assert_balanced(dataset)
     with pytest.raises(DataError, match=r"data.0 \(memory\): all of 2 samples dropped; the first: records:1"):
         make([UNREADABLE, NO_ANSWER], tokenizer, bad="drop")

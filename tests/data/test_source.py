@@ -415,6 +415,20 @@ def test_rows_of_csv_with_other_columns(tmp_path):
     assert "not valid CSV" in read_conversations(SourceSettings(path=str(file)), 0).problems[0].message
 
 
+def test_a_misspelt_source_is_answered_with_its_neighbour(tmp_path, monkeypatch):
+    (tmp_path / "chats.jsonl").touch()
+    (tmp_path / "chat.py").touch()
+    with pytest.raises(DataError, match=r"does not exist\nDid you mean this\? data\.0\.path=.*/chats\.jsonl$"):
+        read_conversations(SourceSettings(path=str(tmp_path / "chat.jsonl")), 0)
+
+    def no_network(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", no_network)
+    with pytest.raises(DataError, match=r"no route\nDid you mean data\.0\.path=bundled\?\n"):
+        read_conversations(SourceSettings(path="bundeld"), 0)
+
+
 def test_sources_that_are_not_there(tmp_path):
     for path, message in (
         (tmp_path / "no.jsonl", "does not exist\nName a file, a folder or a hub id: data.0.path=FILE"),
@@ -455,7 +469,7 @@ USER = {"role": "user", "content": "Q"}
         ({"messages": [USER, "x"]}, "messages[1] is text; a message must be an object"),
         (
             {"messages": [{"role": "asistant", "content": "A"}]},
-            "messages[0] has the unknown role 'asistant'; known are",
+            "messages[0] has the unknown role 'asistant'; did you mean 'assistant'? known are",
         ),
         ({"messages": [{"role": "narrator", "content": "A"}]}, "this names: data.N.roles='{narrator: assistant}'"),
         ({"messages": [{"role": "usr 1", "content": "A"}]}, """data.N.roles='{"usr 1": user}'"""),
@@ -466,7 +480,12 @@ USER = {"role": "user", "content": "Q"}
         ),
         ({"messages": [{"content": "A"}]}, "messages[0] has no role; it must be system, user, assistant or tool"),
         ({"messages": [USER, {"role": "assistant", "content": "  "}]}, "messages[1] (assistant) is empty"),
-        ({"messages": [{"role": "user", "content": None}]}, "messages[0] (user) is empty"),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0] (user) is empty; a message needs content"),
+        (
+            {"messages": [{"role": "user", "text": "x"}]},
+            "messages[0] (user) has no content, only 'role', 'text'; did you mean content by 'text'?",
+        ),
+        ({"messages": [{"role": "user"}]}, "messages[0] (user) has no content, only 'role'"),
         ({"messages": [{"role": "user", "content": 5}]}, "the content of messages[0] is a number"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "content part of type 'image_url'"),
         ({"messages": [{**USER, "train": 1, "weight": 2}]}, "messages[0] has two weights, 'train' and 'weight'"),

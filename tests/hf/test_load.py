@@ -90,6 +90,18 @@ def test_pickled_weights_are_not_read(folder):
         loaded(folder)
 
 
+def test_a_misspelt_model_is_answered_with_its_neighbour(tmp_path, monkeypatch):
+    (tmp_path / "llama-small").mkdir()
+    (tmp_path / "llama-small" / "config.json").write_text("{}")
+    (tmp_path / "lama-small.txt").touch()
+    with pytest.raises(ConfigError, match=r"no such folder\.\nDid you mean this\? model\.path=.*/llama-small$"):
+        load.check_folder(str(tmp_path / "lama-small"))
+    monkeypatch.chdir(tmp_path)
+    for word, near in (("lama-small", "llama-small"), ("bundld", "bundled")):
+        with pytest.raises(ConfigError, match=rf"no such folder, .*\nDid you mean this\? model\.path={near}$"):
+            load.load_config(ModelSettings(path=word))
+
+
 def test_a_hub_id_is_not_a_folder():
     load.check_folder("somebody/something")
     with pytest.raises(

@@ -13,8 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 import frisket
 from frisket import bundled
-from frisket.adapt.methods import Full, LnTuning, Lora
-from frisket.adapt.peft import load_adapter
+from frisket.adapt.methods import Full, LnTuning, Lora, load_adapter
 from frisket.attend.pack import pack
 from frisket.errors import ConfigError, UnsupportedError
 from frisket.hf import load, quantised
@@ -147,7 +146,7 @@ def test_files_that_are_quantised_already_load_the_same(folder, kind, tmp_path):
         loaded(str(tmp_path), other)
     config = load.load_config(ModelSettings(path=str(tmp_path)))
     with pytest.raises(UnsupportedError, match=f"the model's files are quantised to {kind}: adapt.method = full"):
-        quantised.refuse_method("none", config, "full")
+        quantised.refuse_method("none", config, "full", works=False)
 
 
 @needs_bitsandbytes
@@ -178,9 +177,9 @@ def test_without_the_package_the_command_is_named(folder, monkeypatch):
 def test_methods_that_do_not_fit_are_refused_by_name(folder, method, why):
     config = load.load_config(ModelSettings(path=folder))
     with pytest.raises(UnsupportedError, match=f"model.load = 4bit: adapt.method = {method} {why}.*\n.*method=lora"):
-        quantised.refuse_method("4bit", config, method)
-    quantised.refuse_method("none", config, method)
-    assert Full().method not in quantised.METHODS
+        quantised.refuse_method("4bit", config, method, works=False)
+    quantised.refuse_method("none", config, method, works=False)
+    assert not Full.about.quantised
 
 
 @needs_bitsandbytes
@@ -211,7 +210,7 @@ def test_files_that_others_quantised_are_refused_by_name(folder, tmp_path, metho
     with pytest.raises(UnsupportedError, match=message):
         loaded(str(tmp_path), "none")
     with pytest.raises(UnsupportedError, match=message):
-        quantised.refuse_method("none", load.load_config(ModelSettings(path=str(tmp_path))), "lora")
+        quantised.refuse_method("none", load.load_config(ModelSettings(path=str(tmp_path))), "lora", works=True)
 
 
 def test_eight_bit_floats_are_codes_and_never_cast():

@@ -154,7 +154,7 @@ def test_generate_uses_the_stored_template_and_the_new_tokens_end_an_answer(plac
     assert chat.opened.template.text == TEMPLATE
     assert 3073 in chat.stop_ids
     for base in (False, True):
-        assert isinstance(chat.answer([TALK[:1]], GenerateSettings(max_new_tokens=4), base=base)[0], str)
+        assert isinstance(chat.answer([TALK[:1]], GenerateSettings(max_new_tokens=4), base=base)[0].text, str)
 
 
 def test_merged_it_is_a_plain_model_with_the_larger_vocabulary(place, said):

@@ -1,6 +1,7 @@
 """The verb: what it writes, prints and returns."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def test_as_json_every_key_has_its_outcome(config: Path, capsys: pytest.CaptureF
     assert sum(facts["counts"].values()) == len(facts["keys"]) == 40
     assert (facts["unknown"], facts["exit_code"]) == ([], 0)
     assert (config.parent / "new" / "r.yaml").is_file()
+
+
+def test_empty_keys_share_a_line_and_what_is_lost_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lost = "neftune_noise_alpha: 5\ndeepspeed: zero2.json\nlearning_ratee: 1\nwibble: 1\n"
+    config.write_text(AXOLOTL + "hub_model_id:\nresume_from_checkpoint:\n" + lost, encoding="utf-8")
+    assert run_words(["migrate", str(config)]) == 3
+    shown = capsys.readouterr().out
+    assert "nothing is given" not in shown
+    assert re.search(r"\d empty keys +default +.*hub_model_id,\s+resume_from_checkpoint", shown)
+    one_line = " ".join(shown.split())
+    assert re.search(
+        r"not in the recipe: lora_dropout, deepspeed, neftune_noise_alpha, learning_ratee, wibble", one_line
+    )
+    assert "a slip of learning_rate? Then mend it" in one_line
+    assert "Exit code 3: 2 keys unknown. Mend a slip in the file" in one_line
+    written = Path("recipe.yaml").read_text(encoding="utf-8")
+    assert "# Not in this recipe: neftune_noise_alpha: " in written
+    assert "# Not in this recipe: wibble: unknown to this version" in written
 
 
 def test_unknown_keys_change_the_exit_code(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

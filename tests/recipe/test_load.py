@@ -151,10 +151,19 @@ def test_overrides_that_cannot_be_applied(words: list[str], message: str) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train: {epochs: 1\n", r"bad\.yaml:\d+: "),
+        ("train: {epochs: 1\n", r"bad\.yaml:\d+: .*Close the bracket that opens in line 1"),
+        ("train:\n  x: [1, 2\nname: a\n", r"bad\.yaml:\d+: .*Close the bracket that opens in line 2"),
+        ("name: 'a\n", r"bad\.yaml:\d+: .*Close the quotes that open in line 1"),
+        ("name: a: b\n", r"bad\.yaml:1: .*one `key: value` on a line"),
+        ("train:\n\tepochs: 1\n", r"bad\.yaml:2: .*no tabs"),
+        ("name: @me\n", r"bad\.yaml:1: .*needs quotes"),
+        ("name: !me\n", r"bad\.yaml:1: .*needs quotes"),
         ("adapt:\n  where: *.q_proj\n", r"bad\.yaml:2: .*needs quotes"),
-        ("- 1\n", "holds list, but a recipe is a mapping"),
-        ("train: {epochs: 1}\ntrain: {epochs: 2}\n", r"bad\.yaml:2: 'train' is given twice"),
+        ("- 1\n", r"holds a list, but a recipe is a mapping.\nIf these are samples: --data .*bad.yaml"),
+        (
+            "train: {epochs: 1}\ntrain: {epochs: 2}\n",
+            r"bad\.yaml:2: no YAML: 'train' is given twice.\nKeep one of them",
+        ),
         ("a: \x07\n", "not a text file"),
     ],
 )
@@ -163,6 +172,23 @@ def test_files_that_are_no_recipe(tmp_path: Path, text: str, message: str) -> No
     file.write_text(text)
     with pytest.raises(ConfigError, match=f"(?s){message}"):
         load_recipe(file)
+
+
+def test_a_list_and_what_is_no_yaml_are_told_apart(tmp_path: Path) -> None:
+    file = tmp_path / "chats.json"
+    file.write_text('[{"prompt": "a", "completion": "b"}]')
+    with pytest.raises(ConfigError, match=r"holds a list, but a recipe is a mapping\.\nIf these are samples: --data "):
+        load_recipe(file)
+    file.write_text('[{"prompt": ')
+    with pytest.raises(ConfigError, match=r"chats\.json:1: no YAML: "):
+        load_recipe(file)
+
+
+@pytest.mark.parametrize("name", ["chats.jsonl", "my chats.parquet", "chats.csv"])
+def test_data_where_a_recipe_belongs(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('{"messages": []}\n{"messages": []}\n')
+    with pytest.raises(ConfigError, match=f"{name} is data, not a recipe.\nName it so: --data '?{tmp_path / name}"):
+        load_recipe(tmp_path / name)
 
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:

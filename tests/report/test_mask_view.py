@@ -194,7 +194,7 @@ def depths_of(outline) -> list[str]:
 
 def test_a_forest_shows_parents_samples_and_several_predictions(read):
     outline = read(mask_fragment([forest()]))
-    assert "shared by 2 samples x.jsonl:1 (0:1), 0:2 segment 0, root" in outline.text
+    assert "shared by 2 samples x.jsonl:1, 0:2 segment 0, root" in outline.text
     assert "0:2 segment 2, child of segment 0" in outline.text
     assert "2 samples · 7 tokens · 3 more saved by sharing prefixes · 4 taught · 0 padding" in outline.text
     assert depths_of(outline) == ["--depth:0", "--depth:1", "--depth:1"]
@@ -246,7 +246,7 @@ def test_a_chain_is_not_indented_and_its_samples_are_one_segment_each(read):
 def test_a_shared_segment_names_three_samples_and_counts_the_rest(read):
     leaves = [Leaf(f"0:{i}", 0, 1) for i in range(6)]
     assert (
-        "shared by 6 samples 0:0, x.jsonl:1 (0:1), 0:2 and 3 more segment 0"
+        "shared by 6 samples 0:0, x.jsonl:1, 0:2 and 3 more segment 0"
         in read(mask_fragment([replace(forest(), leaves=leaves)])).text
     )
 

@@ -50,7 +50,9 @@ def test_report_says_the_figures_of_the_summary(report):
         "skills 100 of 500 samples",
         "+80.0 points +70.0 to +90.0 better",
         "+0.05 −0.01 to +0.1 same",
-        "kl is: exact; units · kl: 32; units · bits per character: 4",
+        "KL from the base 32 samples",
+        "bits per character 4 samples",
+        "KL: exact",
         "1,050 read = 20 dropped + 80 held out + 330 taught + 620 not taught",
         "8,812",
         "2 min 22 s",
@@ -68,6 +70,12 @@ def test_examples_stand_side_by_side(report):
     text = " ".join(report().text.split())
     assert "copy Copy: ink before the of after ✓ equals the reference ink reference ink" in text
     assert "before (empty) after iink reference iinnkk" in text
+
+
+def test_the_key_of_bars_stands_where_bars_are(report, summary):
+    assert [c for c in report().attributes("class") if c == "key"] == ["key"]
+    loss = {"samples": 8, "before": {"loss": 2.0}, "after": {"loss": 1.0}}
+    assert [c for c in report(learning={"hold-out": loss}).attributes("class") if c == "key"] == []
 
 
 def test_each_group_and_the_whole_have_bars(report):
@@ -98,7 +106,7 @@ def test_each_set_says_in_a_sentence_what_happened(report):
         "skills 100 of 500 samples Clearly better: exact match 1.0 % before, 81.0 % after; the change is +70.0 to "
         "+90.0 points (95 %)." in text
     )
-    assert "default 32 samples No clear change: bits per character 2.1 before, 2.15 after;" in text
+    assert "default No clear change: bits per character 2.1 before, 2.15 after;" in text
 
 
 def test_contamination_and_overlap_have_parts_of_their_own(report, assert_offline):

@@ -62,6 +62,28 @@ def test_seeds_are_paired(six, tmp_path) -> None:
     assert "difference" not in first["measures"]["hold-out loss"]
 
 
+def test_arms_and_cells_of_a_grid_are_compared_as_what_they_are(six, tmp_path, monkeypatch) -> None:
+    cells = []
+    for folder in six:
+        rank, _, seed = folder.name[1:].partition("-")
+        place = tmp_path / "grid" / f"rank={rank}" / f"seed-{seed}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(place)
+        cells.append({"folder": f"rank={rank}/seed-{seed}", "arm": f"rank={rank}"})
+    (tmp_path / "grid" / "grid.json").write_text(json.dumps({"cells": cells}))
+    monkeypatch.chdir(tmp_path)
+    arms = [Path("grid/rank=16"), Path("grid/rank=8")]
+    found = compare_runs(arms, page=tmp_path / "compare.html")["arms"]
+    assert [(arm["name"], arm["seeds"]) for arm in found] == [("rank=16", [0, 1, 2]), ("rank=8", [0, 1, 2])]
+    assert found[0]["folders"][0] == "grid/rank=16/seed-0"
+    (single, other) = compare_runs([arm / "seed-1" for arm in arms], page=tmp_path / "compare.html")["arms"]
+    assert (single["name"], single["seeds"], other["name"]) == ("rank=16", [1], "rank=8")
+    for seed in range(3):
+        (arms[0] / f"seed-{seed}" / "summary.json").unlink()
+    with pytest.raises(ConfigError, match=r"no cell of this grid is finished\.\nGo on: frisket train grid --resume"):
+        compare_runs(arms, page=tmp_path / "compare.html")
+
+
 def test_three_seeds_that_only_lean_one_way_have_no_verdict(tmp_path) -> None:
     """Three differences of one sign are found in a quarter of all comparisons of equal arms."""
     folders = [

@@ -6,6 +6,7 @@ import shutil
 import socket
 import struct
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -79,7 +80,9 @@ def rendered(folder: Path) -> str:
 
 
 def test_a_merged_model_needs_nothing_but_transformers(small_model, lora, tmp_path):
-    facts = export(lora, to="merged", into=tmp_path / "merged", watcher=Silent())
+    heard = Heard()
+    facts = export(lora, to="merged", into=tmp_path / "merged", watcher=heard)
+    assert f'load       AutoModelForCausalLM.from_pretrained("{tmp_path / "merged"}", dtype="auto")' in heard.text
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     wanted = logits(with_adapter(small_model, lora / "adapter"))
     assert (logits(merged) - wanted).abs().max() <= 1e-5 * max(1.0, float(wanted.abs().max()))
@@ -116,6 +119,7 @@ def test_the_adapter_alone_loads_in_plain_peft(small_model, lora, tmp_path):
     assert facts["difference"] == 0
     assert facts["serving"]["as_it_is"]
     assert "vllm serve" in heard.text
+    assert f"load       as the lines in {tmp_path / 'peft' / 'README.md'} do" in heard.text
     assert "names its base by a folder of this machine" in heard.text
     wanted = logits(with_adapter(small_model, lora / "adapter"))
     assert torch.equal(logits(with_adapter(small_model, tmp_path / "peft")), wanted)
@@ -180,16 +184,50 @@ def converter(tmp_path, monkeypatch):
     return install
 
 
-def test_without_the_converter_the_two_commands_are_said(lora, tmp_path, converter):
+def test_the_converter_that_is_here_is_not_fetched_again(lora, tmp_path, converter, monkeypatch):
+    converter()
+    monkeypatch.delenv(gguf.FOLDER)
+    monkeypatch.chdir(tmp_path)
+    assert len(export(lora, to="gguf", into=tmp_path / "gguf", watcher=Silent())["commands"]) == 2
+
+
+def test_of_the_bundled_base_it_is_said_that_the_converter_refuses_it(lora, tmp_path, converter, monkeypatch):
+    run = merging.trained(lora)
+    model = run.recipe.model.model_copy(update={"path": "bundled"})
+    named = replace(run, recipe=run.recipe.model_copy(update={"model": model}))
+    monkeypatch.setattr(gguf, "merged_folder", lambda run, watcher: lora / "merged")
+    heard = Heard()
+    gguf.export_gguf(named, tmp_path / "gguf", heard)
+    assert "converter refuses the bundled base" in heard.text
+
+
+def test_the_shared_system_message_is_said(lora, tmp_path):
+    summary = lora / "summary.json"
+    before = summary.read_text()
+    summary.write_text(json.dumps(json.loads(before) | {"system": {"text": "Be \n brief.", "samples": 3, "of": 4}}))
+    line = r'send the system message of 3 of 4 training samples with every request: "Be \n brief."'
+    try:
+        for to in ("merged", "peft"):
+            heard = Heard()
+            export(lora, to=to, into=tmp_path / to, watcher=heard)
+            assert line in heard.text
+    finally:
+        summary.write_text(before)
+    assert line in (tmp_path / "peft" / "README.md").read_text()
+
+
+def test_without_the_converter_the_commands_are_said(lora, tmp_path, converter):
     heard = Heard()
     facts = export(lora, to="gguf", into=tmp_path / "gguf", watcher=heard)
-    convert, quantise = facts["commands"]
+    clone, convert, quantise = facts["commands"]
+    assert clone == "git clone --depth 1 https://github.com/ggml-org/llama.cpp"
     file = tmp_path / "gguf" / "model.gguf"
     made = f"python llama.cpp/convert_hf_to_gguf.py {lora / 'merged'} --outfile {file} --outtype auto"
     assert convert == f"mkdir -p {file.parent} && {made}"
     assert quantise == f"llama-quantize {file} {file.with_name('model-Q4_K_M.gguf')} Q4_K_M"
     assert "no GGUF file was made" in heard.text
-    assert f"The merged model was written: {lora / 'merged'}" in heard.text
+    assert f"The merged model lies in {lora / 'merged'}" in heard.text
+    assert "refuses the bundled base" not in heard.text
     assert facts["exit_code"] == 2
     assert not file.parent.exists()
     assert (lora / "merged" / "model.safetensors").exists()

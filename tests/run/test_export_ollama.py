@@ -14,6 +14,7 @@ from frisket.errors import UnsupportedError
 from frisket.recipe import Recipe
 from frisket.run import export, ollama, train
 from frisket.run.go_template import GoTemplate, go_template, trims
+from frisket.run.system_message import SystemMessage
 from frisket.watch import Silent
 
 PUBLISHED = sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
@@ -198,6 +199,19 @@ def test_the_modelfile_of_a_run(run, tmp_path, monkeypatch):
     elsewhere = (tmp_path / "else" / "where" / "Modelfile").read_text()
     assert f"\nFROM {run / 'merged'}\n" in elsewhere
     assert "# ADAPTER ./adapter\n" in elsewhere
+
+
+@pytest.mark.parametrize(("text", "has_it"), [("Be brief.\nBe kind.", True), ('Say """.', False), ('Say "yes"', False)])
+def test_the_shared_system_message_is_in_the_modelfile(run, tmp_path, monkeypatch, text, has_it):
+    warned: list[str] = []
+    watcher = Silent()
+    monkeypatch.setattr(watcher, "warn", warned.append)
+    monkeypatch.setattr(ollama, "find_converter", lambda: None)
+    monkeypatch.setattr(ollama, "system_of", lambda folder: SystemMessage(text, 3, 4))
+    export(run, to="ollama", into=tmp_path / "o", watcher=watcher)
+    lines = (tmp_path / "o" / "Modelfile").read_text()
+    assert lines.endswith(f'# 3 of 4 training samples have it.\nSYSTEM """{text}"""\n') is has_it
+    assert any("cannot hold this run's system message: send" in line for line in warned) is not has_it
 
 
 def test_a_family_that_ollama_does_not_import_is_named(run, tmp_path, monkeypatch):

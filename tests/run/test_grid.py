@@ -69,7 +69,7 @@ def test_a_grid_trains_compares_and_goes_on(file, tmp_path, monkeypatch) -> None
     page = (out / "compare.html").read_text()
     assert page.count('class="dot') == 4
     assert len(told.lines) == 4
-    assert "about" in told.lines[0]
+    assert ["about" in line for line in told.lines] == [True] * 3 + [False]
 
     # One cell is taken away: a resumed grid trains that one alone.
     (out / "rank=4" / "seed-1" / "summary.json").unlink()
@@ -81,10 +81,22 @@ def test_a_grid_trains_compares_and_goes_on(file, tmp_path, monkeypatch) -> None
     assert trained == [out / "rank=4" / "seed-1"]
     measures = [[arm["measures"]["hold-out loss"]["median"] for arm in found["arms"]] for found in (result, again)]
     assert measures[0] == measures[1]
-    with pytest.raises(ConfigError, match="is not empty"):
+    with pytest.raises(ConfigError, match=r"is not empty\.\nTo train what it lacks of this grid: --resume"):
         train_grid(grid, out=out)
-    with pytest.raises(ConfigError, match="holds no grid, or another one"):
-        train_grid(make_grid(file, [], [RANKS], 3), out=out, resume=True)
+
+    # One seed more: its cells alone are trained, and the grid is the larger one from then on.
+    trained.clear()
+    grown = train_grid(make_grid(file, [], [RANKS], 3), out=out, resume=True)
+    assert trained == [out / f"rank={rank}" / "seed-2" for rank in (2, 4)]
+    assert [arm["seeds"] for arm in grown["arms"]] == [[0, 1, 2]] * 2
+    assert grids.load_grid(out).seeds == (0, 1, 2)
+    with pytest.raises(ConfigError, match="another grid: it has a cell rank=2/seed-2, which this one has not"):
+        train_grid(grid, out=out, resume=True)
+    with pytest.raises(ConfigError, match=r"cell rank=2/seed-0 train\.clip is 1 there and 0\.5 here"):
+        train_grid(make_grid(file, ["train.clip=0.5"], [RANKS], 3), out=out, resume=True)
+    (out / "grid.json").unlink()
+    with pytest.raises(ConfigError, match="holds no grid"):
+        train_grid(grid, out=out, resume=True)
 
 
 def test_a_cell_that_fails_is_told_of_and_the_others_go_on(file, tmp_path, monkeypatch) -> None:
@@ -116,6 +128,20 @@ def test_wrong_cells_are_all_named_before_any_is_trained(file, tmp_path) -> None
     assert str(caught.value).startswith("2 of 3 cells are wrong:")
     assert "rank=0/seed-0: adapt.rank = 0" in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_warnings_of_cells_reach_the_grid_once(file, tmp_path, monkeypatch) -> None:
+    whole, told = grids.train, Told()
+
+    def warned(recipe, *, watcher, **named):
+        watcher.say("a line of one cell")
+        watcher.warn("dropped 1 of 16 samples")
+        return whole(recipe, watcher=watcher, **named)
+
+    monkeypatch.setattr(grids, "train", warned)
+    train_grid(make_grid(file, [], [RANKS], None), out=tmp_path / "out", watcher=told)
+    assert told.lines.count("dropped 1 of 16 samples") == 1
+    assert "a line of one cell" not in told.lines
 
 
 def test_data_that_cannot_be_read_leaves_nothing_behind(file, tmp_path) -> None:

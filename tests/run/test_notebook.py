@@ -78,11 +78,23 @@ def test_masks_of_a_recipe_and_of_a_finished_run_are_the_same(small_model, tmp_p
     summary = frisket.finetune(wanted, out=tmp_path / "out")
     assert summary["steps"] == 1
     assert "step 1 of 1 · loss " in ipython.shown[-1]
-    assert "checked    seam" in ipython.shown[-1]
+    assert "checked    all 3 passed · seam: " in ipython.shown[-1]
     before, after = frisket.show_masks(wanted, samples=2), frisket.show_masks(tmp_path / "out", samples=2)
     assert "chats.jsonl:" in before.page
     assert before.page.count("chats.jsonl:") == after.page.count("chats.jsonl:")
     assert f"{path}:3" in frisket.show_masks(wanted, sample=f"{path}:3").page
+
+
+def test_a_script_hears_warnings_on_stderr_and_nothing_else(small_model, tmp_path, capsys):
+    rows = [*records(20), {"messages": []}]
+    given = {"model": {"path": str(small_model)}, "evaluate": "off", "train": {"compute": "fp32"}}
+    path = tmp_path / "c.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    frisket.make_plan({**given, "data": [{"path": str(path), "bad": "drop"}]})
+    out, err = capsys.readouterr()
+    assert not out
+    assert "warning dropped 1 of 21 samples; " in err
+    assert all(line.startswith("warning ") for line in err.splitlines())
 
 
 def test_a_block_shows_bar_curve_work_and_lines():

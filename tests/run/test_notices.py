@@ -9,7 +9,7 @@ from tests.run.test_training import recipe, records
 
 from frisket.errors import ConfigError, UnsupportedError
 from frisket.recipe import Recipe
-from frisket.run import make_plan, train
+from frisket.run import make_plan, train, view
 from frisket.run.notices import dropped_line
 from frisket.watch import Silent
 
@@ -46,14 +46,14 @@ def test_the_commonest_reason_is_said_with_its_first_place():
     why = "tokens are more than 512 (data.0.too_long=drop)"
     long = [{"place": f"a:{n}", "reason": f"{n},000 {why}"} for n in (3, 4, 7)]
     other = {"place": "a:1", "reason": "messages[0] is empty"}
-    line = dropped_line([other, *long], 2_000)
+    line = dropped_line([other, *long], 2_000, "here")
     assert line is not None
     assert line.startswith(
-        "dropped    4 of 2,000 samples; the commonest reason (3): 3,000 tokens are more than 512 "
-        "(data.0.too_long=drop) (a:3); all: dropped.jsonl"
+        "dropped 4 of 2,000 samples; the commonest reason (3): 3,000 tokens are more than 512 "
+        "(data.0.too_long=drop) (a:3); all: here"
     )
-    assert dropped_line([], 2_000) is None
-    assert "…" in str(dropped_line([{"place": "a:1", "reason": "x" * 999}], 1))
+    assert dropped_line([], 2_000, "here") is None
+    assert "…" in str(dropped_line([{"place": "a:1", "reason": "x" * 999}], 1, "here"))
 
 
 def test_plan_and_train_say_what_was_dropped(small_model, tmp_path):
@@ -61,15 +61,26 @@ def test_plan_and_train_say_what_was_dropped(small_model, tmp_path):
     asked = recipe(small_model, chats(tmp_path / "c.jsonl", *rows), train={"max_steps": 1})
     asked = asked.model_copy(update={"data": (asked.data[0].model_copy(update={"bad": "drop"}),)})
     heard = Heard()
-    plan = make_plan(asked, watcher=heard)
-    said = [line for line in heard.said if line.startswith("dropped")]
+    plan = make_plan(asked, watcher=heard, page=tmp_path / "plan.html")
+    said = [line for line in heard.warnings if line.startswith("dropped")]
     assert len(said) == 1
-    assert said[0].startswith("dropped    2 of 32 samples; the commonest reason (1): ")
+    assert said[0].startswith("dropped 2 of 32 samples; the commonest reason (1): ")
     assert ", 2 dropped, longest" in dict(plan.facts())["samples"]
     assert [entry["place"].rpartition(":")[2] for entry in plan.as_dict()["dropped"]] == ["31", "32"]
     heard = Heard()
     train(asked, out=tmp_path / "run", watcher=heard)
-    assert said[0] in heard.said
+    of_run = said[0].replace("frisket plan --json", "dropped.jsonl in the run's folder")
+    assert of_run in heard.warnings
+    assert plan.as_dict()["notices"] == said
+    shown = "dropped 2 of 32 samples; the commonest reason (1): "
+    assert shown in (tmp_path / "plan.html").read_text()
+    assert shown in (tmp_path / "run" / "report.html").read_text()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"- {shown}" in card
+    assert "Every token of the samples that could be read is accounted for" in card
+    heard = Heard()
+    view(asked, out=tmp_path / "view.html", watcher=heard)
+    assert heard.warnings == said
     assert len((tmp_path / "run" / "dropped.jsonl").read_text().splitlines()) == 2
 
 

@@ -38,7 +38,7 @@ def answered(chat: Chat, text: str, settings: GenerateSettings, base: bool = Fal
 def test_streaming_is_answering(chat):
     for base in (False, True):
         whole = chat.answer([question("beta"), question("gamma delta")], SHORT, base)
-        assert [answered(chat, text, SHORT, base) for text in ("beta", "gamma delta")] == whole
+        assert [answered(chat, text, SHORT, base) for text in ("beta", "gamma delta")] == [each.text for each in whole]
     assert answered(chat, "beta", SHORT) != answered(chat, "beta", SHORT, base=True)
 
 

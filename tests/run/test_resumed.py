@@ -34,7 +34,7 @@ def test_a_stopped_run_names_its_step_and_a_resumed_one_tells_its_parts_apart(sm
     shown = summary["samples"]["examples"]
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
     answers = {(line["step"], line["prompt"]): line["answer"] for line in lines}
-    assert len(shown) == 2
+    assert len(shown) == 3
     assert [(e["before"], e["after"]) for e in shown] == [
         (answers[0, e["prompt"]], answers[4, e["prompt"]]) for e in shown
     ]

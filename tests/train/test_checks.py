@@ -52,6 +52,12 @@ def test_one_length_together_is_probed_too():
     assert "21 foreign tokens bit-identical" in told.isolation
 
 
+def test_where_everything_follows_what_is_shared_that_is_said():
+    told = check_model(tiny(dtype=torch.float32), relatives([22, 19], 9), Laying("forest", 64, 1, "grouped", 64))
+    assert "a shared segment replaced: every other token of the row follows it, so none had to stay" in told.isolation
+    assert " 0 foreign tokens" not in told.isolation
+
+
 def test_long_relatives_are_cut_to_what_they_share_and_what_follows():
     model = tiny(dtype=torch.float32, max_position_embeddings=4096)
     told = check_model(model, relatives([1500, 1400, 1600], 1300), Laying("forest", 4096, 1, "grouped", 64)).isolation

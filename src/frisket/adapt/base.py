@@ -5,14 +5,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
+from frisket.adapt.policies import check, resolve
 from frisket.adapt.rates import Declared
-from frisket.adapt.where import Match, Where, resolve
-from frisket.errors import CheckError, ConfigError
+from frisket.adapt.where import Match, Where
+from frisket.errors import CheckError, ConfigError, UnsupportedError
 from frisket.settings import Section, knob
 from frisket.types import Rows
 
@@ -127,6 +128,10 @@ class Attached(ABC):
         """Whether weight decay pulls a moving tensor towards zero."""
         return self.parameters()[name].dim() > 1
 
+    def rate_factor(self, name: str) -> float:
+        """What the run's rate is multiplied by for a moving tensor."""
+        return 1.0
+
     def make_update(self, masters: Mapping[str, Tensor], moment: Moment) -> torch.optim.Optimizer | None:
         """An update rule of the method's own, over ``masters``; None: that of ``train.optimizer``."""
         return None
@@ -157,11 +162,18 @@ class MethodSettings(Section):
 
     rate: ClassVar[Declared]
     about: ClassVar[About]
+    moves_weights: ClassVar[bool] = True  # False: a tied head may be matched, because its weight stays
+    can_also_train: ClassVar[bool] = False
+    keeps_best: ClassVar[bool] = False  # True: the best evaluation is the result, whatever evaluate.keep says
 
     where: Where = knob(
         "all-linear",
-        "which modules: patterns over module paths, or all, all-linear, attention, mlp, norms, ...",
+        "which modules: patterns over module paths, or all, all-linear, attention, mlp, norms, ...; restricted by "
+        "{layers: 4-7}, {half: category}, {kappa: 0.2}, {locate: {layer: 6, module: mlp.down_proj}}",
         was=("target_modules", "lora_target", "lora_target_modules"),
+    )
+    also_train: tuple[Literal["embeddings", "head", "norms"], ...] = knob(
+        (), "beside an adapter of PEFT's: which of embeddings, head, norms move themselves", was=("modules_to_save",)
     )
 
     @property
@@ -175,6 +187,11 @@ class MethodSettings(Section):
         return True
 
     @property
+    def virtual_tokens(self) -> int:
+        """Places that the method puts in front of every row."""
+        return 0
+
+    @property
     def declared_rate(self) -> Declared:
         """Its own peak rate and where that comes from."""
         return self.rate
@@ -183,9 +200,33 @@ class MethodSettings(Section):
         """Put the method on the model; everything that does not move is frozen."""
         raise NotImplementedError
 
-    def resolve(self, model: nn.Module) -> Match:
-        """Find what `where` names."""
-        return resolve(model, self.where)
+    def resolve(self, model: nn.Module, seed: int = 0) -> Match:
+        """Find what `where` names.
+
+        Args:
+            seed: of what a policy draws at random.
+
+        Raises:
+            ConfigError: nothing is matched, or two policies contradict each other.
+            UnsupportedError: a policy or `also_train` makes no sense for this method.
+        """
+        self.check()
+        return resolve(model, self.where, moves_weights=self.moves_weights, seed=seed)
+
+    def check(self) -> None:
+        """Refuse what can be refused without a model.
+
+        Raises:
+            ConfigError: two policies contradict each other.
+            UnsupportedError: a policy or `also_train` makes no sense for this method.
+        """
+        name = str(type(self).model_fields["method"].default)
+        check(self.where, name)
+        if self.also_train and not self.can_also_train:
+            raise UnsupportedError(
+                f"adapt.also_train goes with adapters that PEFT saves, and adapt.method is {name}.\n"
+                + (f"Use adapt.where='[{', '.join(self.also_train)}]'." if name == "full" else "Leave it out.")
+            )
 
 
 def freeze(model: nn.Module) -> None:

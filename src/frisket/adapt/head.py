@@ -13,13 +13,17 @@ def low_rank_of(module: nn.Module) -> tuple[nn.Module, Change | None] | None:
     is by how much they differ from the base's.
 
     Returns:
-        None where the module is no such layer; no change where the adapter is switched off or merged.
+        None where the module is no such layer; no change where the adapter is switched off or merged, or the layer is
+        a copy that moves as a whole.
     """
     if type(module) is nn.Linear:  # the usual head, without loading peft
         return None
     from peft.tuners.lora import Linear
-    from peft.utils.other import TrainableTokensWrapper
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
+    if isinstance(module, ModulesToSaveWrapper):
+        off = module.disable_adapters or not module.active_adapters
+        return (module.original_module if off else module.modules_to_save[module.active_adapters[0]]), None
     if isinstance(module, TrainableTokensWrapper):
         return _trained_rows(module)
     if type(module) is not Linear or module.use_dora.get("default") or module.lora_variant:
@@ -52,7 +56,7 @@ def _trained_rows(module: nn.Module) -> tuple[nn.Module, Change | None]:
 def has_adapted_tied_head(model: nn.Module) -> bool:
     """Whether LoRA sits on a head whose weight is the input embedding's."""
     found = low_rank_of(model.get_output_embeddings())  # pyright: ignore[reportCallIssue]
-    return found is not None and found[0].weight is model.get_input_embeddings().weight  # pyright: ignore
+    return found is not None and found[1] is not None and found[0].weight is model.get_input_embeddings().weight  # pyright: ignore
 
 
 def untie_adapted_head(model: nn.Module) -> None:

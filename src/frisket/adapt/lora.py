@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from frisket.adapt.base import About, Attached
+from frisket.adapt.beside import put_beside
 from frisket.adapt.peft import PeftMethod, attach_config, is_transposed, linear_targets
 from frisket.adapt.rates import LORA, Declared, lora_rate
-from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, resolve, short_tensor_names
-from frisket.errors import UnsupportedError
+from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, short_tensor_names
+from frisket.errors import ConfigError, UnsupportedError
 from frisket.settings import knob
 
 
@@ -19,10 +21,12 @@ class Lora(PeftMethod):
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685): W + (alpha / rank) B A.
 
     `dora` splits off the magnitude (Liu et al. 2024, arXiv 2402.09353); `rslora` scales by alpha / sqrt(rank)
-    (Kalajdzievski 2023, arXiv 2312.03732). Differs from common defaults: no dropout.
+    (Kalajdzievski 2023, arXiv 2312.03732). `b_rate_factor` is LoRA+'s ratio of the rates of B and A (Hayou et al. 2024,
+    arXiv 2402.12354, section 4; they advise 16, with A's rate below LoRA's). Differs from common defaults: no dropout.
     """
 
     rate: ClassVar[Declared] = LORA
+    moves_weights: ClassVar[bool] = False
     about: ClassVar[About] = About("two low-rank factors beside each matrix", "arXiv 2106.09685", quantised=True)
 
     method: Literal["lora"] = "lora"
@@ -31,14 +35,17 @@ class Lora(PeftMethod):
     dora: bool = knob(False, "decompose into magnitude and direction", was=("use_dora", "peft_use_dora"))
     rslora: bool = knob(False, "scale by alpha / sqrt(rank)", was=("use_rslora", "peft_use_rslora"))
 
+    b_rate_factor: float = knob(1.0, "LoRA+: rate of B over that of A", was=("loraplus_lr_ratio",), gt=0)
+    rank_pattern: dict[str, int] = knob({}, "other ranks: pattern over module paths to rank; the last that fits counts")
+
     @property
     def declared_rate(self) -> Declared:
         """LoRA's rate for this rank and alpha."""
         return lora_rate(self.rank, self.alpha or 2 * self.rank, rslora=self.rslora)
 
-    def resolve(self, model: nn.Module) -> Match:
+    def resolve(self, model: nn.Module, seed: int = 0) -> Match:
         """Find what `where` names; a tied head may be among it, because LoRA leaves its weight alone."""
-        match = resolve(model, self.where, moves_weights=False)
+        match = super().resolve(model, seed)
         experts = match.experts(model)
         return replace(match, notes=match.notes + _told_of(model, experts)) if experts else match
 
@@ -54,11 +61,36 @@ class Lora(PeftMethod):
         match = self.resolve(model)
         config = self._config(model, match)
         if token_ids:
+            self._refuse_rows_twice()
             config.trainable_token_indices = _rows_of(model, match, token_ids)
+        match = put_beside(model, config, match, self.also_train)
         attached = attach_config(model, config, match, rng)
+        attached.b_rate_factor = self.b_rate_factor
         if token_ids:
             _check_rows(model)
         return attached
+
+    def _other_ranks(self, layers: Sequence[str]) -> dict[str, int]:
+        """Rank of each layer that a pattern names, by its path."""
+        ranks: dict[str, int] = {}
+        for pattern, rank in self.rank_pattern.items():
+            found = [name for name in layers if fnmatchcase(name, pattern)]
+            if not found or rank < 1:
+                why = "must be above 0" if found else f"fits none of the {len(layers)} linear layers of adapt.where"
+                raise ConfigError(
+                    f"adapt.rank_pattern: {pattern!r}: {rank} {why}.\nPatterns are paths: frisket plan --names"
+                )
+            ranks |= dict.fromkeys(found, rank)
+        return ranks
+
+    def _refuse_rows_twice(self) -> None:
+        tables = [word for word in self.also_train if word != "norms"]
+        if tables:
+            raise UnsupportedError(
+                f"adapt.also_train moves all rows of {' and '.join(tables)}, and model.add_tokens those of its tokens: "
+                "PEFT cannot do both in one module.\n"
+                "Leave one of the two out, or use adapt.method=full adapt.where=embeddings-and-head."
+            )
 
     def _config(self, model: nn.Module, match: Match) -> Any:
         from peft import LoraConfig
@@ -70,9 +102,12 @@ class Lora(PeftMethod):
                 "Use adapt.dora=false, or adapt.where=all-linear without the experts."
             )
         only_experts = bool(experts) and not match.linears(model)
+        ranks = self._other_ranks(match.linears(model))
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]
+            rank_pattern=ranks,
+            alpha_pattern={} if self.alpha else {name: 2 * rank for name, rank in ranks.items()},
             use_dora=self.dora,
             use_rslora=self.rslora,  # pyright: ignore[reportArgumentType]
             lora_dropout=0.0,

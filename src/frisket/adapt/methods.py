@@ -10,28 +10,52 @@ from pydantic import Field
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from frisket.adapt import applied
 from frisket.adapt.base import Attached, MethodSettings
 from frisket.adapt.full import Full
+from frisket.adapt.graft import Graft
 from frisket.adapt.lora import Lora
+from frisket.adapt.mft import Mft
+from frisket.adapt.mora import Mora, load_mora
 from frisket.adapt.peft import PEFT_CONFIG, Ia3, LnTuning, Peft, load_peft
+from frisket.adapt.prompts import ROOT_TYPES, Prefix, Prompt, PTuning, load_root
 from frisket.adapt.sparse import HEADER
+from frisket.adapt.spiel import Spiel
 from frisket.errors import CheckError, UnsupportedError
 
-Method = Annotated[Full | Lora | Ia3 | LnTuning | Peft, Field(discriminator="method")]
+Method = Annotated[
+    Full | Lora | Mft | Graft | Ia3 | LnTuning | Peft | Mora | Spiel | Prompt | PTuning | Prefix,
+    Field(discriminator="method"),
+]
 # Methods that write a format of their own; the others write PEFT's.
-LOADERS: Mapping[str, Callable[[nn.Module, Path], Attached]] = {}
+LOADERS: Mapping[str, Callable[[nn.Module, Path], Attached]] = {
+    "mft": applied.load,
+    "graft": applied.load,
+    "mora": load_mora,
+    "spiel": applied.load,
+}
 
 
-def attach(method: MethodSettings, model: nn.Module, rng: torch.Generator, token_ids: Sequence[int] = ()) -> Attached:
+def attach(
+    method: MethodSettings,
+    model: nn.Module,
+    rng: torch.Generator,
+    token_ids: Sequence[int] = (),
+    tokenize: Callable[[str], list[int]] | None = None,
+) -> Attached:
     """Put a method on a model; the rows of added tokens move with it.
 
     Args:
         token_ids: the added tokens, whose rows the model has already.
+        tokenize: for methods that begin with a text; without it they begin at random.
 
     Raises:
         UnsupportedError: the method would leave those rows as they are.
     """
+    method.check()
     if not token_ids:
+        if isinstance(method, Prompt) and method.init_text and tokenize:
+            return method.attach(model, rng, tokenize(method.init_text))
         return method.attach(model, rng)
     if isinstance(method, Lora):
         return method.attach(model, rng, token_ids)
@@ -52,7 +76,8 @@ def load_adapter(model: nn.Module, folder: Path) -> Attached:
         CheckError: the folder holds no adapter, or an empty, a non-finite or an unknown one.
     """
     if (folder / PEFT_CONFIG).exists():
-        return load_peft(model, folder)
+        kind = json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))["peft_type"]
+        return load_root(model, folder) if kind in ROOT_TYPES else load_peft(model, folder)
     if not (folder / HEADER).exists():
         raise CheckError(f"{folder} holds neither {PEFT_CONFIG} nor {HEADER}: no adapter.")
     method = json.loads((folder / HEADER).read_text(encoding="utf-8"))["method"]

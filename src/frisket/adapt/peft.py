@@ -11,12 +11,13 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from frisket.adapt.base import About, Attached, MethodSettings, freeze, seeded
+from frisket.adapt.beside import put_beside
 from frisket.adapt.head import untie_adapted_head
 from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
 from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
@@ -27,6 +28,8 @@ PEFT_CONFIG = "adapter_config.json"
 SOFT_PROMPTS = frozenset(
     {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE", "ADAPTION_PROMPT"}
 )
+# The methods that are their exact forms, and are saved as these types.
+EXACT_FORMS = {"PROMPT_TUNING": "prompt", "P_TUNING": "p-tuning", "PREFIX_TUNING": "prefix"}
 # These need calls of their own during training (budgets, gradient projection, routing) that our step does not make.
 NEEDS_OWN_LOOP = frozenset({"ADALORA", "XLORA", "POLY", "OSF", "ADAMSS", "SHADOW", "UNILORA", "SUPERTUNING"})
 # `where` names linear layers for these types in vain: they move something else.
@@ -46,7 +49,7 @@ REFUSED_OPTIONS = frozenset(
         "trainable_token_indices",
     }
 )
-# Shown by tests/adapt/test_methods.py to give, in packed rows, the gradients of one sample at a time.
+# Shown by tests/adapt/test_invariants.py to give, in packed rows, the gradients of one sample at a time.
 PACKS = frozenset(
     {
         "LORA",
@@ -80,6 +83,8 @@ PACKS = frozenset(
 class PeftMethod(MethodSettings):
     """Shared by all PEFT methods: build the configuration, put its layers in."""
 
+    can_also_train: ClassVar[bool] = True
+
     def attach(self, model: nn.Module, rng: torch.Generator) -> Attached:
         """Freeze the model, put PEFT's layers in, and return what moves.
 
@@ -93,7 +98,8 @@ class PeftMethod(MethodSettings):
                 f"not {self.label}.\n"
                 "Use adapt.method=lora, or adapt.where=all-linear without the experts."
             )
-        return attach_config(model, self._config(model, match), match, rng)
+        config = self._config(model, match)
+        return attach_config(model, config, put_beside(model, config, match, self.also_train), rng)
 
     def _config(self, model: nn.Module, match: Match) -> Any:
         raise NotImplementedError
@@ -103,7 +109,7 @@ class Ia3(PeftMethod):
     """(IA)3: learned scales of keys, values and feed-forward inputs (Liu et al. 2022, arXiv 2205.05638)."""
 
     rate: ClassVar[Declared] = IA3
-    about: ClassVar[About] = About("a scale for each channel", "arXiv 2205.05638", quantised=True)
+    about: ClassVar[About] = About("a scale for each channel", "arXiv 2205.05638")  # cannot be taken off 4-bit layers
 
     method: Literal["ia3"] = "ia3"
     where: Where = knob(
@@ -215,7 +221,7 @@ class Peft(PeftMethod):
 
 def _checksum(tensor: Tensor) -> int:
     """Sum of a tensor's bytes, so that a change is seen without a copy."""
-    return int(tensor.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
+    return 0 if tensor.is_meta else int(tensor.detach().contiguous().view(torch.uint8).sum(dtype=torch.int64))
 
 
 def refuse_by_name(kind: str, known: Mapping[str, Any]) -> None:
@@ -227,8 +233,9 @@ def refuse_by_name(kind: str, known: Mapping[str, Any]) -> None:
     """
     if kind in SOFT_PROMPTS:
         raise UnsupportedError(
-            f"adapt.peft_type = {kind}: PEFT's soft prompts leak between the samples of a packed row "
-            "and this version has no exact form of them.\nUse adapt.method=lora."
+            f"adapt.peft_type = {kind}: PEFT's soft prompts leak between the samples of a packed row"
+            + (".\n" if kind in EXACT_FORMS else ", and this version has no exact form of this one.\n")
+            + f"Use adapt.method={EXACT_FORMS.get(kind, 'prompt')}, which is exact in every row."
         )
     if kind in NEEDS_OWN_LOOP:
         raise UnsupportedError(
@@ -250,6 +257,11 @@ class AttachedPeft(Attached):
         self._model = model
         self.match = match
         self.packs = kind in PACKS
+        self.b_rate_factor = 1.0
+
+    def rate_factor(self, name: str) -> float:
+        """LoRA+: another rate for the factor that begins at 0."""
+        return self.b_rate_factor if ".lora_B." in name else 1.0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The adapter's parameters."""
@@ -274,6 +286,8 @@ class AttachedPeft(Attached):
         untie_adapted_head(self._model)
         try:
             self._wrapper.merge_and_unload(safe_merge=True)
+            for name, copy in _whole_modules(self._model).items():  # LN tuning's own way to merge leaves them
+                self._model.set_submodule(name, copy.moving)
         except (NotImplementedError, ValueError) as error:
             raise UnsupportedError(
                 f"PEFT cannot merge this adapter: {error}\nUse it as an adapter: the run's adapter/ folder."
@@ -281,13 +295,31 @@ class AttachedPeft(Attached):
 
     def detach(self) -> None:
         """Put the base's own layers back."""
+        whole = _whole_modules(self._model)
         self._wrapper.unload()
+        for name, copy in whole.items():  # PEFT leaves the trained copies there
+            self._model.set_submodule(name, copy.base)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """The base's outputs while the context lasts."""
         with self._wrapper.disable_adapter():
             yield
+
+
+class _Copy(NamedTuple):
+    """A module of the base, and the copy of it that moves (`also_train`)."""
+
+    base: nn.Module
+    moving: nn.Module
+
+
+def _whole_modules(model: nn.Module) -> dict[str, _Copy]:
+    """What moves as a whole beside the adapter, by dotted path."""
+    from peft.utils.other import ModulesToSaveWrapper
+
+    wrapped = {name: module for name, module in model.named_modules() if isinstance(module, ModulesToSaveWrapper)}
+    return {name: _Copy(m.original_module, m.modules_to_save[m.active_adapters[0]]) for name, m in wrapped.items()}
 
 
 def attach_config(model: nn.Module, config: Any, match: Match, rng: torch.Generator) -> AttachedPeft:
@@ -314,6 +346,8 @@ def _said_by_peft(config: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError, NotImplementedError, ImportError) as error:
         said = str(error).strip().split("\n")[0]
+        if "register_meta" in said:  # a model without weights, which PEFT's options cannot help
+            raise
         raise ConfigError(f"PEFT's {config} refuses these options or layers: {said}") from error
 
 

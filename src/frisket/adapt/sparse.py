@@ -13,15 +13,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from frisket import __version__
 from frisket.errors import CheckError
+from frisket.version import __version__
 
 Mode = Literal["add", "replace", "zero"]
 HEADER, VALUES, OLD = "frisket_adapter.json", "adapter.safetensors", "old.safetensors"
@@ -114,23 +115,108 @@ def undo(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
     Raises:
         CheckError: a tensor is neither with nor without the change, or is not what it was afterwards.
     """
-    todo = []
+    restored: dict[str, Tensor] = {}
     for name, change in changes.items():
         weight = _tensor(weights, name, change)
         if is_digest_of(weight, change.after):
-            todo.append(name)
+            flat = weight.detach().flatten().clone()
+            flat[change.indices.to(flat.device)] = change.old.to(flat.device, flat.dtype)
+            if not (_is_exact(weight, change) and is_digest_of(flat, change.before)):
+                raise CheckError(f"{name} would not be what it was before the change.\nLoad the base itself.")
+            restored[name] = flat
         elif not is_digest_of(weight, change.before):
             raise CheckError(
                 f"{name} does not hold this change: its digest is neither that with it nor that without.\n"
                 "Use the model that the adapter was merged into, and that nothing else has changed."
             )
     with torch.no_grad():
-        for name in todo:
-            flat, change = weights[name].view(-1), changes[name]
-            flat[change.indices.to(flat.device)] = change.old.to(flat.device, flat.dtype)
-            if not is_digest_of(flat, change.before):
-                raise CheckError(f"{name} is not what it was before the change.\nLoad the base itself.")
-    return len(todo)
+        for name, flat in restored.items():
+            weights[name].view(-1).copy_(flat)
+    return len(restored)
+
+
+def _is_exact(weight: Tensor, change: Change) -> bool:
+    """Whether a tensor wider than any that the change has digests of holds no more than the narrow one would."""
+    if str(weight.dtype).removeprefix("torch.") in change.after:
+        return True
+    return torch.equal(weight, weight.to(change.old.dtype).to(weight.dtype))
+
+
+def rebased(changes: Mapping[str, Change], weights: Mapping[str, Tensor]) -> dict[str, Change]:
+    """The same changes of the same base in a wider type: what was trained in bf16 on a base that is stored in fp32.
+
+    Args:
+        weights: the base as it is stored, or wider.
+
+    Raises:
+        CheckError: it is another base.
+    """
+    found = {}
+    for name, change in changes.items():
+        weight = _tensor(weights, name, change)
+        if not any(is_digest_of(weight.to(_TYPES[kind]), {kind: told}) for kind, told in change.before.items()):
+            raise CheckError(
+                f"{name} is not the tensor that this change was made for: its digest differs.\n"
+                "Use the base that the adapter was trained on."
+            )
+        at = change.indices.to(weight.device)
+        found[name] = change_of(weight, change.mode, at, None if change.values is None else change.values.to(at.device))
+    return found
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What two sets of entries share.
+
+    Attributes:
+        entries: of each set.
+        shared: in both.
+        chance: what two random sets of these sizes would share on average.
+        among: entries that could have been chosen.
+    """
+
+    entries: tuple[int, int]
+    shared: int
+    chance: float
+    among: int
+
+    @property
+    def jaccard(self) -> float:
+        """Shared entries over those in either."""
+        return _jaccard(self.shared, *self.entries)
+
+    @property
+    def chance_jaccard(self) -> float:
+        """The same at the level of chance."""
+        return _jaccard(self.chance, *self.entries)
+
+
+def overlap(a: Mapping[str, Change], b: Mapping[str, Change], among: int) -> Overlap:
+    """Which entries two changes have in common, whatever they do to them.
+
+    Args:
+        among: entries that could have been chosen.
+
+    Raises:
+        CheckError: a tensor that both change has two shapes: they are of two models.
+    """
+    shared = 0
+    for name in a.keys() & b.keys():
+        if a[name].shape != b[name].shape:
+            shapes = " and ".join(str(list(change[name].shape)) for change in (a, b))
+            raise CheckError(f"{name} has the shapes {shapes}: these are changes of two models.\nCompare others.")
+        shared += int(torch.isin(a[name].indices, b[name].indices, assume_unique=True).sum())
+    entries = (entries_of(a), entries_of(b))
+    return Overlap(entries, shared, entries[0] * entries[1] / among, among)
+
+
+def entries_of(changes: Mapping[str, Change]) -> int:
+    """How many entries are changed."""
+    return sum(len(change.indices) for change in changes.values())
+
+
+def _jaccard(shared: float, a: int, b: int) -> float:
+    return shared / (a + b - shared) if a + b else 0.0
 
 
 def write(folder: Path, method: str, changes: Mapping[str, Change], settings: Mapping[str, Any]) -> None:
@@ -166,14 +252,36 @@ def read(folder: Path) -> tuple[dict[str, Change], dict[str, Any]]:
         for name, told in header["tensors"].items():
             indices = _indices(tensors, name, told["shape"])
             values = tensors.get(f"{name}.values")
-            if len(indices) != told["entries"]:
-                raise KeyError(f"{name}: {len(indices)} entries instead of {told['entries']}")
-            changes[name] = Change(
+            change = Change(
                 told["mode"], tuple(told["shape"]), indices, values, old[name], told["before"], told["after"]
             )
-    except (OSError, KeyError, ValueError) as error:
+            _check_whole(name, change, told["entries"])
+            changes[name] = change
+    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise CheckError(f"{folder} holds no whole sparse adapter: {error}.\nExport it again from its run.") from error
     return changes, header["settings"]
+
+
+def is_sparse(folder: Path) -> bool:
+    """Whether a folder holds such an artefact, and not another adapter."""
+    if not (folder / HEADER).is_file():
+        return False
+    return "tensors" in json.loads((folder / HEADER).read_text(encoding="utf-8"))
+
+
+def _check_whole(name: str, change: Change, entries: int) -> None:
+    """Refuse parts that do not belong together; what ``read`` catches."""
+    values = change.indices if change.values is None else change.values
+    wrong = {len(change.indices), len(values), len(change.old)} - {entries}
+    if wrong:
+        raise ValueError(f"{name}: {min(wrong)} entries instead of {entries}")
+    if change.mode not in get_args(Mode) or (change.values is None) != (change.mode == "zero"):
+        raise ValueError(f"{name}: mode {change.mode}")
+    inside = int(np.prod(change.shape))
+    if entries and not (change.indices[0] >= 0 and change.indices[-1] < inside):
+        raise ValueError(f"{name}: an index outside of the {inside:,} entries")
+    if (change.indices.diff() <= 0).any():
+        raise ValueError(f"{name}: indices do not ascend")
 
 
 def digests(tensor: Tensor) -> dict[str, str]:
@@ -194,7 +302,7 @@ def is_digest_of(tensor: Tensor, told: Mapping[str, str]) -> bool:
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> str:
     values = tensor.detach().to(dtype).cpu().contiguous()
-    return hashlib.sha256(values.flatten().view(torch.uint8).numpy()).hexdigest()
+    return hashlib.sha256(values.flatten().view(torch.uint8).numpy().data).hexdigest()
 
 
 def _new(entries: Tensor, mode: Mode, values: Tensor | None) -> Tensor:

@@ -1,25 +1,33 @@
 """`where`: which modules a method may touch, as patterns over the dotted module paths of the base model.
 
 A pattern is a shell glob (``*.q_proj``) or one of the words below; patterns unite. ``{layers: 4-7}`` in the list
-restricts the others to those layers (alone it means everything in them). A matched module means all its parameters.
+restricts the others to those layers (alone it means everything in them). A matched module means all its parameters;
+``[a:b]`` behind a pattern means rows a to b - 1 of each of them (of a table: those tokens; of experts: those experts).
 The experts of a mixture are 3-D tensors [expert, ...] that no module holds alone; they are matched by their own paths
 (``*.experts.gate_up_proj``). Zero matches is an error that names the nearest module.
 
-``embeddings`` with ``head``, or the last layer alone, are the light adaptations of Zlotchevski et al. 2022 (arXiv
-2208.13928).
+``embeddings-and-head`` and ``last-layer`` are the light adaptations of Zlotchevski et al. 2022 (arXiv 2208.13928).
+What restricts further (``half``, ``kappa``, ``locate``) is in policies.py.
 """
 
 import fnmatch
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any
 
+from pydantic import BeforeValidator
 from torch import nn
 
 from frisket.errors import ConfigError, UnsupportedError, nearest
 
-Where = str | list[str | dict[str, str | int]]
+
+def _in_a_list(value: object) -> object:
+    return [value] if isinstance(value, Mapping) else value
+
+
+Where = Annotated[str | list[str | dict[str, Any]], BeforeValidator(_in_a_list)]
 
 WORDS = {
     "all": "every module",
@@ -30,9 +38,12 @@ WORDS = {
     "norms": "normalisation layers",
     "embeddings": "the input embedding",
     "head": "the output head",
+    "embeddings-and-head": "the input embedding and the output head",
+    "last-layer": "everything in the last block",
 }
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)(?:\.|$)")
 _ROW_RANGE = re.compile(r"\[(\d*):(\d*)\]$")
+Spans = tuple[tuple[int, int], ...]  # first row, and the one behind the last; ascending, none touches another
 
 
 @dataclass(frozen=True)
@@ -42,20 +53,34 @@ class Match:
     Attributes:
         modules: dotted paths of the matched modules, in the model's order.
         by_pattern: how many parameters each pattern matched.
-        tensors: dotted paths of the expert tensors that were matched by their own path.
+        tensors: dotted paths of the parameters that were matched by their own path: experts, and what a policy took
+            out of a module.
         notes: what the user should hear of the match.
+        rows: of which parameters only some rows were matched, and which.
+        by_policy: how many parameters were left after each policy.
     """
 
     modules: tuple[str, ...]
     by_pattern: dict[str, int]
     tensors: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    rows: Mapping[str, Spans] = field(default_factory=dict)
+    by_policy: Mapping[str, int] = field(default_factory=dict)
 
     def parameters(self, model: nn.Module) -> list[str]:
         """Names of all matched parameters, in the model's order (a tied tensor counts once)."""
         prefixes = tuple({f"{name}." if name else "" for name in self.modules})
         chosen = set(self.tensors)
         return [name for name, _ in model.named_parameters() if name in chosen or name.startswith(prefixes)]
+
+    def entries(self, model: nn.Module) -> int:
+        """How many entries were matched; of row ranges those rows' alone."""
+        total = 0
+        for name in self.parameters(model):
+            parameter = model.get_parameter(name)
+            rows = sum(end - first for first, end in self.rows.get(name, ((0, len(parameter)),)))
+            total += rows * parameter[0].numel()
+        return total
 
     def experts(self, model: nn.Module) -> list[str]:
         """Names of the matched expert tensors, those of matched modules included."""
@@ -94,30 +119,89 @@ def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Ma
         moves_weights: whether the modules' own weights move, so that a tied head would move the embedding.
 
     Raises:
-        ConfigError: a pattern or a layer range matches nothing.
-        UnsupportedError: a row range ``[a:b]``, which no method can freeze exactly yet; a head tied to the embedding.
+        ConfigError: a pattern or a layer range matches nothing; rows that a tensor does not have, or that another
+            pattern claims as a whole.
+        UnsupportedError: a head tied to the embedding.
     """
     patterns, layers = _split(where)
     names, experts = [name for name, _ in model.named_modules()], expert_tensors(model)
     chosen: dict[str, None] = {}
     tensors: dict[str, None] = {}
+    rows: dict[str, list[tuple[int, int]]] = {}
     by_pattern: dict[str, int] = {}
-    for pattern in patterns:
-        found = [name for name in _find(model, names, pattern) if layers is None or _layer_of(name) in layers]
-        inside = [name for name in _find_experts(experts, pattern) if layers is None or _layer_of(name) in layers]
-        by_pattern[pattern] = len(Match(tuple(found), {}, tuple(inside)).parameters(model))
-        if not by_pattern[pattern] and moves_weights:
+    for written in patterns:
+        pattern = _ROW_RANGE.sub("", written)
+        found = [name for name in _find(model, names, pattern) if layers is None or layer_of(name) in layers]
+        inside = [name for name in _find_experts(experts, pattern) if layers is None or layer_of(name) in layers]
+        inner = Match(tuple(found), {}, tuple(inside)).parameters(model)
+        by_pattern[written] = len(inner)
+        if not inner and moves_weights:
             refuse_tied_head(model, found)
-        if not by_pattern[pattern] and is_tied_head(model, found):
-            by_pattern[pattern] = model.get_output_embeddings().weight.numel()  # pyright: ignore
-        if not by_pattern[pattern]:
+        if not inner and is_tied_head(model, found):
+            by_pattern[written] = model.get_output_embeddings().weight.numel()  # pyright: ignore
+        if not by_pattern[written]:
             raise ConfigError(_no_match(model, pattern, layers))
+        if pattern != written:
+            span = _span(model, written, inner)
+            for name in inner:
+                rows.setdefault(name, []).append(span)
+            continue
         chosen.update(dict.fromkeys(found))
         tensors.update(dict.fromkeys(inside))
     match = Match(
         tuple(name for name in names if name in chosen), by_pattern, tuple(name for name in experts if name in tensors)
     )
-    return replace(match, notes=(*_left_out_experts(model, match, experts), *_left_out_mamba(model, match)))
+    match = replace(match, notes=(*_left_out_experts(model, match, experts), *_left_out_mamba(model, match)))
+    return _with_rows(model, match, rows) if rows else match
+
+
+def _span(model: nn.Module, written: str, names: Sequence[str]) -> tuple[int, int]:
+    """The rows that a pattern names, which every matched tensor must have."""
+    pattern, found = _ROW_RANGE.sub("", written), _ROW_RANGE.search(written)
+    lengths = {len(model.get_parameter(name)) for name in names}
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"adapt.where = {written!r}: rows are meant, and the matched tensors have {min(lengths):,} to "
+            f"{max(lengths):,} of them.\nName modules of one length, such as adapt.where='embeddings[0:{min(lengths)}]'"
+        )
+    (length,) = lengths
+    first, end = (int(text) if text else default for text, default in zip(found.groups(), (0, length), strict=True))  # pyright: ignore
+    if not first < end <= length:
+        raise ConfigError(
+            f"adapt.where = {written!r}: {names[0]} has {length:,} rows, 0 to {length - 1:,}, and these are not among "
+            f"them.\nUse a range such as adapt.where='{pattern}[0:{length}]'"
+        )
+    return first, end
+
+
+def _with_rows(model: nn.Module, match: Match, rows: Mapping[str, Sequence[tuple[int, int]]]) -> Match:
+    """Add tensors of which only rows move."""
+    whole = next((name for name in match.parameters(model) if name in rows), None)
+    if whole is not None:
+        raise ConfigError(
+            f"adapt.where: one pattern claims {whole} as a whole, another only rows of it.\nLeave one of the two out."
+        )
+    named = Match((), {}, tuple(rows)).parameters(model)
+    united = {name: _united(rows[name]) for name in named}
+    match = replace(match, tensors=(*match.tensors, *named), rows=united)
+    moving = sum(end - first for spans in united.values() for first, end in spans)
+    total = sum(len(model.get_parameter(name)) for name in named)
+    return replace(match, notes=(*match.notes, f"rows: {moving:,} of {total:,} move, the others stay bit for bit"))
+
+
+def _united(spans: Sequence[tuple[int, int]]) -> Spans:
+    """Overlapping and touching ranges become one.
+
+    >>> _united([(4, 6), (0, 2), (1, 3), (6, 7)])
+    ((0, 3), (4, 7))
+    """
+    united: list[tuple[int, int]] = []
+    for first, end in sorted(spans):
+        if united and first <= united[-1][1]:
+            united[-1] = (united[-1][0], max(end, united[-1][1]))
+        else:
+            united.append((first, end))
+    return tuple(united)
 
 
 def _left_out_mamba(model: nn.Module, match: Match) -> tuple[str, ...]:
@@ -194,15 +278,10 @@ def _split(where: Where) -> tuple[list[str], set[int] | None]:
             unknown = set(item) - {"layers"}
             if unknown:
                 raise ConfigError(
-                    f"adapt.where: unknown entry {sorted(unknown)[0]!r}; known are patterns and `layers: 4-7`."
+                    f"adapt.where: unknown entry {min(unknown)!r}; known are patterns, `layers: 4-7`, and the policies "
+                    "half, kappa, locate."
                 )
             layers = (layers or set()) | set(_layer_range(item["layers"]))
-    for pattern in patterns:
-        if _ROW_RANGE.search(pattern):
-            raise UnsupportedError(
-                f"adapt.where = {pattern!r}: row ranges need a method that freezes entries inside a tensor; "
-                "none does in this version.\nName whole modules instead: adapt.where=" + _ROW_RANGE.sub("", pattern)
-            )
     return patterns or ["all"], layers
 
 
@@ -229,7 +308,7 @@ def _find(model: nn.Module, names: list[str], pattern: str) -> list[str]:
         return [name for name in names if list(model.get_submodule(name).parameters(recurse=False))]
     if pattern in ("all-linear", "attention", "mlp"):
         linears = _linears_of_blocks(model, names)
-        return linears if pattern == "all-linear" else [name for name in linears if _block_of(model, name) == pattern]
+        return linears if pattern == "all-linear" else [name for name in linears if block_of(model, name) == pattern]
     if pattern == "experts":
         return []  # they are tensors, not modules
     if pattern == "norms":
@@ -239,6 +318,12 @@ def _find(model: nn.Module, names: list[str], pattern: str) -> list[str]:
     if pattern == "head":
         head = head_name(model)
         return [head] if head else []
+    if pattern == "embeddings-and-head":
+        return [name for name in (embedding_name(model), head_name(model)) if name]
+    if pattern == "last-layer":
+        last = max((layer for name in names if (layer := layer_of(name)) is not None), default=None)
+        inside = [name for name in names if last is not None and layer_of(name) == last]
+        return [name for name in inside if list(model.get_submodule(name).parameters(recurse=False))]
     return [name for name in names if fnmatch.fnmatchcase(name, pattern)]
 
 
@@ -263,7 +348,7 @@ def _mamba_outputs(model: nn.Module) -> list[str]:
     return [f"{name}.out_proj" for name, keys in own.items() if state <= keys]
 
 
-def _block_of(model: nn.Module, name: str) -> str | None:
+def block_of(model: nn.Module, name: str) -> str | None:
     """``attention`` or ``mlp`` by the conventional names of Hugging Face's blocks."""
     path = name.lower()
     if re.search(r"(^|\.)mixer\.", path):  # Nemotron-H calls every block so
@@ -274,9 +359,25 @@ def _block_of(model: nn.Module, name: str) -> str | None:
     return "mlp" if re.search(r"(^|\.)(mlp|feed_forward|ffn|block_sparse_moe|experts)\.", path) else None
 
 
-def _layer_of(name: str) -> int | None:
+def layer_of(name: str) -> int | None:
+    """Index of the block that a module or parameter lies in; None outside the blocks."""
     found = _LAYER.search(name)
     return int(found[1]) if found else None
+
+
+def within_layer(name: str) -> str:
+    """The rest of a path behind the block's index.
+
+    >>> within_layer("model.layers.12.mlp.down_proj.weight")
+    'mlp.down_proj.weight'
+    """
+    found = _LAYER.search(name)
+    return name[found.end() :] if found else name
+
+
+def has_rows(pattern: str) -> bool:
+    """Whether a pattern ends with a range of rows."""
+    return bool(_ROW_RANGE.search(pattern))
 
 
 def _is_within(name: str, root: str) -> bool:

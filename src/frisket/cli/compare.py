@@ -1,6 +1,6 @@
 """``frisket compare``: finished runs beside each other."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,7 +53,8 @@ def command(
             raise ConfigError("No run folder is given.\nWrite: frisket compare A B")
         for folder in folders:
             run_folder(folder)
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
         page = out or (folders[0] if len(folders) == 1 else Path("out")) / "compare.html"
         result = run.compare_runs(folders, allow_unequal=allow_unequal, page=page)
@@ -77,6 +78,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     if told := verdicts_told(result):
         console.print(Text(f"  {told}\n", style="dim"))
     console.print(_costs(result))
+    if result.get("overlaps"):
+        console.print(_overlaps(result["overlaps"]))
     for each in result.get("failed") or ():
         console.print(Text(f"failed   {each['folder']}: {each['error']}", style="red"))
     console.print(Text(f"  page    {result['page']}"))
@@ -85,7 +88,7 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def _measures(result: Mapping[str, Any]) -> Table:
     from frisket.report.compare_page import cell, measure_names
 
-    table = _table("Arm and measure", "median", "range", f"against {result['against']}", "")
+    table = _table("Arm and measure", "median", _spread_of(result["arms"]), f"against {result['against']}", "")
     for arm in result["arms"]:
         count = len(arm["seeds"])
         table.add_row(Text.assemble((arm["name"], "bold"), f" · {count} seed{'' if count == 1 else 's'}"))
@@ -95,6 +98,14 @@ def _measures(result: Mapping[str, Any]) -> Table:
             verdict = Text(told["verdict"], style=style)
             table.add_row(Padding(measure, (0, 0, 0, 2)), told["value"], told["range"], told["change"], verdict)
     return table
+
+
+def _spread_of(arms: Sequence[Mapping[str, Any]]) -> str:
+    """What stands beside the medians: the range of the seeds, or a single run's own bootstrap interval."""
+    singles = {len(arm["seeds"]) == 1 for arm in arms}
+    if singles == {True}:
+        return "95 % interval"
+    return "range of seeds, of one seed 95 % interval" if True in singles else "range of seeds"
 
 
 def _settings(result: Mapping[str, Any]) -> Table:
@@ -120,6 +131,16 @@ def _costs(result: Mapping[str, Any]) -> Table:
             f"{arm['tokens_per_second']:,.0f}",
             figure(arm["seconds"]),
         )
+    return table
+
+
+def _overlaps(pairs: list[Mapping[str, Any]]) -> Table:
+    """Which of the base's entries two sparse adapters change both, beside what two random choices would share."""
+    table = _table("Entries in common", "entries", "shared", "by chance", "Jaccard", "by chance")
+    for pair in pairs:
+        entries = " and ".join(f"{count:,}" for count in pair["entries"])
+        told = [figure(pair[name]) for name in ("chance", "jaccard", "chance_jaccard")]
+        table.add_row(f"{pair['a']} · {pair['b']}", entries, f"{pair['shared']:,}", *told)
     return table
 
 

@@ -33,7 +33,8 @@ def command(
         if folder is None:
             raise ConfigError("No run folder is given.\nWrite: frisket evaluate OUT")
         run_folder(Path(folder))
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
         result = run.evaluate_run(Path(folder), overrides=overrides, watcher=screen)
     if not as_json:

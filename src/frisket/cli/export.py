@@ -23,7 +23,17 @@ def command(
             "for llama.cpp; 'ollama', a Modelfile."
         ),
     ] = "merged",
-    into: Annotated[Path | None, typer.Option(help="Folder to write; default: OUT/<to>.", show_default=False)] = None,
+    into: Annotated[
+        Path | None, typer.Option(help="Folder to write; default: OUT/<to>, or OUT/undone.", show_default=False)
+    ] = None,
+    undo: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Instead: take this run's sparse change (graft, mft, spiel) out of that merged model, bit for bit.",
+            show_default=False,
+        ),
+    ] = None,
     push: Annotated[
         str | None,
         typer.Option(
@@ -40,6 +50,7 @@ def command(
       frisket export out/chats --to merged --into models/chats
       frisket export out/chats --to ollama
       frisket export out/chats --to peft --push me/chats-lora
+      frisket export out/graft --undo out/graft/merged --into models/base
     """
     with Screen.open(as_json) as screen:
         greet(screen, "export", [str(out)])
@@ -47,9 +58,15 @@ def command(
             near = nearest(to, TARGETS) or TARGETS[0]
             raise ConfigError(f"--to {to}: must be one of {', '.join(TARGETS)}.\nWrite: --to {near}")
         run_folder(out)
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
-        facts = run.export(out, to=to, into=into, push=push, watcher=screen)
+        if undo is not None and push is not None:
+            raise ConfigError("--undo gives the base back, which is not pushed.\nLeave out --push.")
+        if undo is None:
+            facts = run.export(out, to=to, into=into, push=push, watcher=screen)
+        else:
+            facts = run.undo(out, undo, into=into, watcher=screen)
     if not as_json:
         _show(screen, facts)
     return facts

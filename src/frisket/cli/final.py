@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from rich import box
 from rich.cells import cell_len
@@ -11,9 +11,13 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from frisket.cli.masks import masks
 from frisket.cli.words import figure, percent, shorten
 from frisket.errors import counted
 from frisket.watch import duration
+
+if TYPE_CHECKING:
+    from frisket.run.opening import Answered
 
 _MEASURES = {"exact_match": "exact match", "loss": "loss", "kl": "KL to the base"}
 _SHOWN_EXAMPLES = 3
@@ -28,8 +32,9 @@ def summary_screen(summary: Mapping, out: Path, width: int) -> RenderableType:
     parts: list[RenderableType] = [Text()]
     examples = summary.get("examples") or (summary.get("samples") or {}).get("examples")
     if examples:
-        parts += [_examples(examples, width)]
+        parts += [_examples(examples, (summary.get("samples") or {}).get("prompts") or 0, width)]
     parts += measures(summary, width)
+    parts += masks(summary)
     if summary.get("verdict"):
         parts.append(_verdict(summary["verdict"]))
     if summary.get("tokens"):
@@ -52,17 +57,21 @@ def measures(summary: Mapping, width: int) -> list[RenderableType]:
     return shown
 
 
-def answers(prompts: Sequence[str], tuned: Sequence[str], bases: Sequence[str] | None) -> RenderableType:
-    """Each prompt with its answer, beside that of the base where it is given."""
+def answers(prompts: Sequence[str], tuned: "Sequence[Answered]", bases: "Sequence[Answered] | None") -> RenderableType:
+    """Each prompt with its answer, beside that of the base where it is given; what was cut short is marked."""
     table = _table()
     table.add_column("prompt", ratio=2, overflow="fold", style="dim")
     if bases is not None:
         table.add_column("base", ratio=3, overflow="fold")
     table.add_column("tuned", ratio=3, overflow="fold")
     for index, (prompt, answer) in enumerate(zip(prompts, tuned, strict=True)):
-        beside = [] if bases is None else [Text(bases[index].strip())]
-        table.add_row(Text(shorten(prompt, 400)), *beside, Text(answer.strip()))
+        beside = [] if bases is None else [_answer(bases[index])]
+        table.add_row(Text(shorten(prompt, 400)), *beside, _answer(answer))
     return table
+
+
+def _answer(answer: "Answered") -> Text:
+    return Text.assemble(answer.text.strip(), ("… (cut)", "yellow") if answer.is_cut else "")
 
 
 def facts(values: Mapping) -> RenderableType:
@@ -79,12 +88,14 @@ def _table() -> Table:
     )
 
 
-def _examples(examples: Sequence[Mapping], width: int) -> RenderableType:
+def _examples(examples: Sequence[Mapping], asked: int, width: int) -> RenderableType:
+    """Three of them at most, and how many there are: of a run that checks no answers, all that it asked over time."""
     table = _table()
     for name, ratio in (("the same prompts", 5), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio, overflow="fold")
     limit = 2 * width
-    for example in _chosen(examples):
+    chosen = _chosen(examples)
+    for example in chosen:
         reference = str(example.get("reference") or "").strip()
         after = str(example.get("after") or "").strip()
         prompt = Text(shorten(str(example["prompt"]), limit))
@@ -96,11 +107,16 @@ def _examples(examples: Sequence[Mapping], width: int) -> RenderableType:
         answer = Text(shorten(after, limit), style="bold green" if right else "")
         table.add_row(prompt, Text(shorten(str(example.get("before") or ""), limit), style="dim"), answer + wanted)
         table.add_section()
-    return Padding(table, (0, 0, 1, 2))
+    every = max(asked, len(examples))
+    shown = Text(f"{len(chosen)} of {every:,} shown, whatever they say; all: report.html", style="dim")
+    return Padding(Group(table, *([shown] if len(chosen) < every else [])), (0, 0, 1, 2))
 
 
 def _chosen(examples: Sequence[Mapping]) -> list[Mapping]:
-    """Three examples of groups as different as there are; the last is kept: it is of the skill that was not taught."""
+    """The first ones, of groups as different as there are; the last is kept: it is of the skill that was not taught.
+
+    The answers decide nothing: a choice by them would flatter.
+    """
     if len(examples) <= _SHOWN_EXAMPLES:
         return list(examples)
     first_of = list({example.get("group"): example for example in reversed(examples[:-1])}.values())[::-1]
@@ -213,11 +229,19 @@ def _ledger(tokens: Mapping[str, Any]) -> RenderableType:
     for name in ("held_out", "dropped", "truncated", "other_objective"):
         if tokens.get(name) or name == "dropped":
             samples = counted(counts[name], "sample") if counts.get(name) else ""
+            if name == "dropped" and counts.get("dropped_unread"):
+                unread = counts["dropped_unread"]
+                table.add_row(name, f"{tokens[name]:,}" if tokens[name] else "–", "", f"{samples}, {_unread(unread)}")
+                continue
             _account(table, name.replace("_", " "), tokens.get(name, 0), read, samples)
     if tokens.get("flat"):
         parts = f"{tokens['computed']:,} computed + {tokens['shared']:,} shared"
         table.add_row("in steps", f"{tokens['flat']:,}", "", parts)
     return Padding(table, (0, 0, 1, 2))
+
+
+def _unread(count: int) -> str:
+    return f"of which {count:,} never became tokens, so that theirs are not counted"
 
 
 def _account(table: Table, name: str, count: int, read: int, detail: str) -> None:
@@ -250,6 +274,8 @@ def _closing(summary: Mapping, out: Path) -> RenderableType:
         grid.add_row("  time", Text(_times(summary)))
     if summary.get("memory"):
         grid.add_row("  memory", Text(_memory(summary["memory"])))
+    if summary.get("overfit"):
+        grid.add_row("  overfit", Text(str(summary["overfit"])))
     if summary.get("checks"):
         grid.add_row(
             "  checks", Text(" · ".join(f"{name} {_plain(value)}" for name, value in summary["checks"].items()))

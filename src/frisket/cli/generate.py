@@ -17,6 +17,7 @@ from frisket.cli.words import shorten
 from frisket.errors import ConfigError, DataError, gather
 
 if TYPE_CHECKING:
+    from frisket.run.opening import Answered
     from frisket.run.system_message import SystemMessage
 
 Messages = list[dict[str, Any]]
@@ -68,9 +69,9 @@ def command(
         greet(screen, "generate", [str(out)])
         run_folder(out)
         conversations = [] if chat else _conversations([*_worded(words or (), out), *(prompt or ())], file)
-        from frisket import run
-        from frisket.generate.settings import GenerateSettings
-
+        with screen.loading():
+            from frisket import run
+            from frisket.generate.settings import GenerateSettings
         settings = GenerateSettings(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed)
         model = run.open_run(out, watcher=screen)
         if system is None and model.system and (chat or not all(map(_has_system, conversations))):
@@ -82,15 +83,32 @@ def command(
         answers = model.answer(conversations, settings)
         bases = model.answer(conversations, settings, base=True) if beside_base else None
     if not as_json:
-        screen.show_answers([messages[-1]["content"] for messages in conversations], answers, bases)
+        _show(screen, conversations, answers, bases, max_new_tokens)
     return {"answers": _told(conversations, answers, bases)}
 
 
-def _told(conversations: list[Messages], answers: list[str], bases: list[str] | None) -> list[dict[str, Any]]:
+def _show(
+    screen: Screen,
+    conversations: list[Messages],
+    answers: "Sequence[Answered]",
+    bases: "Sequence[Answered] | None",
+    longest: int,
+) -> None:
+    screen.show_answers([messages[-1]["content"] for messages in conversations], answers, bases)
+    if any(answer.is_cut for answer in (*answers, *(bases or ()))):
+        screen.say(f"… (cut): --max-new-tokens {longest} was reached; longer: --max-new-tokens {2 * longest}")
+
+
+def _told(
+    conversations: list[Messages], answers: "Sequence[Answered]", bases: "Sequence[Answered] | None"
+) -> list[dict[str, Any]]:
     """For a program; without ``base`` unless it was asked for."""
-    told: list[dict[str, Any]] = [{"messages": m, "answer": a} for m, a in zip(conversations, answers, strict=True)]
+    told: list[dict[str, Any]] = [
+        {"messages": messages, "answer": answer.text, "cut": answer.is_cut}
+        for messages, answer in zip(conversations, answers, strict=True)
+    ]
     for entry, base in zip(told, bases or (), strict=False):
-        entry["base"] = base
+        entry |= {"base": base.text, "base_cut": base.is_cut}
     return told
 
 
@@ -130,7 +148,8 @@ def _user(text: str) -> Messages:
 def _read(file: Path) -> list[Messages]:
     if not file.is_file():
         raise ConfigError(f"{file}: there is no such file of prompts.\nGive --file a text or JSONL file.")
-    lines = [(n, line) for n, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1) if line.strip()]
+    with file.open(encoding="utf-8") as text:  # str.splitlines would end lines inside of JSON texts, too: at U+2028
+        lines = [(number, line.rstrip("\n")) for number, line in enumerate(text, 1) if line.strip()]
     if file.suffix not in (".jsonl", ".json"):
         return [_user(line) for _, line in lines]
     found, problems = [], []

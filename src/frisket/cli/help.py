@@ -39,13 +39,14 @@ def _named(argument: TyperArgument) -> str:
 def _written(option: TyperOption) -> str:
     """The option as it is written: ``--out PATH``; a flag stands alone."""
     given = option.type_descriptor
+    name = max(option.opts, key=len)  # the names of help come in any order
     if option.is_flag:
-        return option.opts[0]
+        return name
     if option.metavar is not None:
-        return f"{option.opts[0]} {option.metavar}"
+        return f"{name} {option.metavar}"
     if given.is_path:
-        return f"{option.opts[0]} PATH"
-    return f"{option.opts[0]} {_WORDS.get(given.ranged_type_name, 'N') if given.is_ranged else 'TEXT'}"
+        return f"{name} PATH"
+    return f"{name} {_WORDS.get(given.ranged_type_name, 'N') if given.is_ranged else 'TEXT'}"
 
 
 def _meaning(option: TyperOption) -> str:

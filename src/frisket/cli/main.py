@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "measure learning and forgetting of a finished run again",
     "compare": "put finished runs, or a grid's, beside each other",
     "generate": "answer prompts with a trained model (--chat, --beside-base)",
+    "methods": "list what can move, and what it costs on your model",
     "migrate": "turn a configuration of TRL, Axolotl or LLaMA-Factory into a recipe",
     "export": "merge an adapter into its model and verify the result",
 }
@@ -100,7 +101,8 @@ def help_text() -> str:
         f"Verbs:\n{verbs}\n\n"
         "Try:\n"
         "  frisket train --model bundled --data bundled --out out/first\n"
-        "  frisket VERB --help"
+        "  frisket VERB --help      what a verb takes; -h is the same\n"
+        "  frisket --version        the version that is installed"
     )
 
 
@@ -126,7 +128,7 @@ def _command(verb: str) -> "Verb":
 
     from frisket.cli.help import Verb
 
-    app = typer.Typer(add_completion=False)
+    app = typer.Typer(add_completion=False, context_settings={"help_option_names": ["--help", "-h"]})
     app.command(cls=Verb)(import_module(f"frisket.cli.{verb}").command)
     command = typer.main.get_command(app)
     assert isinstance(command, Verb)

@@ -86,12 +86,19 @@ def _screen(migration: "Migration", facts: Mapping[str, Any]) -> "Group":
     from rich.table import Table
     from rich.text import Text
 
+    from frisket.migrate.table import NOTHING
+
     table = Table.grid(padding=(0, 2))
     for _ in range(3):
         table.add_column(overflow="fold")
+    empty = [key for key, answer in migration.answers.items() if answer == NOTHING]
     for key, answer in migration.answers.items():
+        if answer == NOTHING:
+            continue
         colour = _COLOURS.get(answer.outcome, "dim")
         table.add_row(Text(key), Text(answer.outcome, style=colour), Text(answer.text))
+    if empty:
+        table.add_row(Text(counted(len(empty), "empty key"), style="dim"), Text("default"), Text(", ".join(empty)))
     if migration.assumed:
         table.add_row(Text(f"what {migration.tool.title} does where the file is silent:", style="dim"))
     for key, answer in migration.assumed.items():
@@ -102,8 +109,13 @@ def _screen(migration: "Migration", facts: Mapping[str, Any]) -> "Group":
     )
     keys = counted(len(migration.answers), "key")
     lines: list[Any] = [Text(f"{migration.tool.title}, {keys}: {counts}", style="bold")]
+    if migration.lost:
+        lines.append(Text(f"  not in the recipe: {', '.join(migration.lost)}", style="yellow"))
     lines += [Text(f"  look at: {check}", style="yellow") for check in migration.checks]
     lines.append(Text(f"Written: {facts['recipe']}\n  frisket plan {facts['recipe']}\n  {facts['next']}"))
+    if migration.unknown:
+        ask = "Mend a slip in the file and migrate again; the others are left out (all knobs: frisket plan --schema)."
+        lines.append(Text(f"Exit code {INCOMPLETE}: {counted(len(migration.unknown), 'key')} unknown. {ask}"))
     return Group(Padding.indent(table, 2), *lines)
 
 

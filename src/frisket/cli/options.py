@@ -1,5 +1,6 @@
 """What several verbs share: their options, the recipe they load, the first line they print."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -47,18 +48,23 @@ RunFolder = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of a fini
 
 
 def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
-    """Tell the recipe from the overrides: only an override holds ``=``.
+    """Tell the recipe from the overrides: only an override holds ``=``, and only where no such file or folder is.
 
     Raises:
-        ConfigError: more than one word without ``=``.
+        ConfigError: more than one recipe.
     """
-    recipes = [word for word in words or () if "=" not in word]
+    recipes = [word for word in words or () if _is_recipe(word)]
     if len(recipes) > 1:
         raise ConfigError(
             f"{recipes[1]!r}: only one recipe can be given, and {recipes[0]!r} is one already.\n"
             f"A setting has the form key=value; model and data are options: --model {recipes[0]} --data {recipes[1]}"
         )
-    return (recipes[0] if recipes else None), [word for word in words or () if "=" in word]
+    return (recipes[0] if recipes else None), [word for word in words or () if not _is_recipe(word)]
+
+
+def _is_recipe(word: str) -> bool:
+    """Folders of a grid hold ``=``, too: ``out/grid/rank=4/seed-0``."""
+    return "=" not in word or os.path.exists(word)  # Path.exists raises where a long value is no possible name
 
 
 def greet(

@@ -16,7 +16,7 @@ def command(
     data: Data = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a recipe, and stop.")] = False,
     names: Annotated[
-        bool, typer.Option("--names", help="List the model's modules, as adapt.where names them.")
+        bool, typer.Option("--names", help="List the model's modules, and what adapt.where matches of them.")
     ] = False,
     out: Annotated[
         Path | None,
@@ -40,13 +40,17 @@ def command(
     with Screen.open(as_json) as screen:
         greet(screen, "plan", words, model, data or ())
         recipe = load(words, model, data, needs_data=not names)
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
         if names:
             found = run.module_names(recipe, watcher=screen)
             for name, parameters in found.items():
                 screen.say(f"{parameters:>15,}  {name}")
-            return {"modules": found}
+            report = run.match_report(recipe, watcher=screen)
+            for line in report.lines():
+                screen.say(line)
+            return {"modules": found, "match": report.as_dict()}
         page = out or Path("out") / f"{recipe.name or 'run'}-plan.html"
         plan = run.make_plan(recipe, watcher=screen, page=page)
         for line in plan.lines():

@@ -10,6 +10,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -20,6 +21,9 @@ from rich.text import Text
 from frisket.cli import final
 from frisket.cli.words import figure
 from frisket.watch import StepRecord, duration
+
+if TYPE_CHECKING:
+    from frisket.run.opening import Answered
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WINDOW = 20
@@ -67,6 +71,17 @@ class Screen:
         self.console.print(
             Text.assemble(("warning ", "bold yellow"), (line, "yellow")), soft_wrap=not self.console.is_terminal
         )
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Say that libraries are being loaded, where that takes longer than a second."""
+        timer = threading.Timer(_SLOW, self.say, ["  loading torch and transformers …"])
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @contextmanager
     def progress(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
@@ -122,7 +137,9 @@ class Screen:
         """Show the tables of learning and forgetting."""
         self.console.print(Group(*final.measures(result, self.console.width)))
 
-    def show_answers(self, prompts: Sequence[str], answers: Sequence[str], bases: Sequence[str] | None) -> None:
+    def show_answers(
+        self, prompts: Sequence[str], answers: "Sequence[Answered]", bases: "Sequence[Answered] | None"
+    ) -> None:
         """Show answers, beside those of the base where they are given."""
         self.console.print(final.answers(prompts, answers, bases))
 
@@ -220,9 +237,11 @@ class Training:
         self._seconds += record.seconds
 
     def left(self) -> str:
-        """Time left at the pace of the last steps."""
+        """Time left at the pace of the last steps, in words; empty behind the last step."""
+        if self.last.step >= self.last.total_steps:
+            return ""
         each = sum(record.seconds for record in self._recent) / len(self._recent)
-        return duration(each * (self.last.total_steps - self.last.step))
+        return f"{duration(each * (self.last.total_steps - self.last.step))} left"
 
     def rates(self) -> tuple[str, str]:
         """Real and supervised tokens a second over the last steps."""
@@ -237,8 +256,8 @@ class Training:
         digits = len(str(last.total_steps))
         return (
             f"  step {last.step:>{digits}}/{last.total_steps}  loss {last.loss:.4f}  rate {last.rate:.2e}  "
-            f"norm {figure(last.gradient_norm)}  {real} real tokens/s ({supervised} supervised)  {self.left()} left"
-        )
+            f"norm {figure(last.gradient_norm)}  {real} real tokens/s ({supervised} supervised)  {self.left()}"
+        ).rstrip()
 
     def closing_line(self) -> str:
         """What remains on the screen when training is over: of a resumed run the steps since then, and said so."""
@@ -246,10 +265,13 @@ class Training:
         steps = f"{len(self._losses):,} steps" if len(self._losses) > 1 else "1 step"
         if len(self._losses) < self.last.step:
             steps += f" ({self.last.step - len(self._losses) + 1:,} to {self.last.step:,})"
-        return (
-            f"  trained {steps} in {duration(self._seconds)}: "
-            f"loss {figure(self._losses[0])} → {figure(self.last.loss)}, {self._flat / seconds:,.0f} real tokens/s"
-        )
+        from frisket.report.plots import ends
+
+        first, last, size = ends(self._losses)
+        told = f"loss {figure(first)} → {figure(last)}"
+        if size > 1:  # the same figures stand in report.html
+            told += f" (means of the first and last {size} steps)"
+        return f"  trained {steps} in {duration(self._seconds)}: {told}, {self._flat / seconds:,.0f} real tokens/s"
 
     def panel(self, width: int) -> RenderableType:
         """The live state: a bar, the loss as a small curve, the figures."""
@@ -259,7 +281,7 @@ class Training:
             "training",
             total=last.total_steps,
             completed=last.step,
-            unit=f"steps · {real} real tokens/s · {self.left()} left",
+            unit=" · ".join(part for part in ("steps", f"{real} real tokens/s", self.left()) if part),
         )
         figures = Table.grid(padding=(0, 2))
         loss = Text.assemble("  loss ", (f"{last.loss:.4f}", "bold"))

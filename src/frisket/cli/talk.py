@@ -1,12 +1,13 @@
 """A conversation with a trained model: questions, commands, and the base's answers beside where they are wanted."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from frisket.cli.answers import Answer, show_answers
 from frisket.cli.screen import Screen
-from frisket.errors import FrisketError, nearest
+from frisket.errors import FrisketError, counted, nearest
 
 if TYPE_CHECKING:
     from frisket.generate.settings import GenerateSettings
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 QUOTE = '"""'
 COMMANDS = {
     "/reset": "begin anew; the system message stays",
-    "/system": "/system TEXT sets the system message, /system alone removes it",
+    "/system": "with a text behind it: the system message from now on; alone: none",
     "/undo": "take back the last question and its answer",
     "/again": "answer the last question once more, with the next seed; needs --temperature above 0",
     "/help": "this list",
@@ -119,12 +120,14 @@ class Talk:
         if once_more and self._settings.temperature == 0 and self._turns[-1].is_whole:
             self._screen.say(
                 "  not asked again: at temperature 0 the answer is always the same\n"
-                "  Begin a chat that varies: frisket generate RUN --chat --temperature 0.8"
+                "  Begin a chat that varies: "
+                f"frisket generate {shlex.quote(str(self._model.folder))} --chat --temperature 0.8"
             )
             return
         last = self._turns.pop()
         if not once_more:
-            self._screen.say(f"  taken back; {len(self._turns)} questions before it stay")
+            stay = "stays" if len(self._turns) == 1 else "stay"
+            self._screen.say(f"  taken back; {counted(len(self._turns), 'question')} before it {stay}")
             return
         if not self._ask(last.question, self._attempt + 1):
             self._turns.append(last)

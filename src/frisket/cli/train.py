@@ -82,7 +82,8 @@ def command(
             return _train(load(words, model, data), out, resume, overfit, screen, as_json)
         if overfit is not None:
             raise ConfigError("--overfit tries one recipe, and this is a grid.\nLeave out --seeds and lists of values.")
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
         if out is not None and is_begun and not axes and seeds is None:
             grid = run.load_grid(out)
@@ -101,7 +102,8 @@ def _train(
     recipe: "Recipe", out: Path | None, resume: bool, overfit: int | None, screen: Screen, as_json: bool
 ) -> dict:
     folder = out or Path("out") / (recipe.name or "run")
-    from frisket import run
+    with screen.loading():
+        from frisket import run
 
     with _stoppable(folder, "" if overfit is None else f" --overfit {overfit}"):
         summary = run.train(recipe, out=folder, resume=resume, overfit=overfit, watcher=screen)

@@ -40,7 +40,8 @@ def command(
     with Screen.open(as_json) as screen:
         greet(screen, "view", words, model, data or ())
         recipe = load(words, model, data)
-        from frisket import run
+        with screen.loading():
+            from frisket import run
 
         page = None if terminal and out is None else out or Path("out") / f"{recipe.name or 'run'}-view.html"
         facts = run.view(

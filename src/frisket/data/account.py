@@ -5,12 +5,14 @@ from dataclasses import dataclass, field
 from frisket.types import Ledger
 
 _TOKENS = ("read", "dropped", "truncated", "held_out", "other_objective")
-_SAMPLES = ("read", "dropped", "truncated", "split", "held_out", "other_objective", "train")
+_SAMPLES = ("read", "dropped", "dropped_unread", "truncated", "split", "held_out", "other_objective", "train")
 
 
 @dataclass
 class Account:
     """What has happened to the tokens and samples of one source so far.
+
+    ``dropped_unread`` counts the dropped samples that never became tokens, so that no term holds theirs.
 
     No term is worked out from another one, so that the ledger's identity can fail where a token is lost.
     """

@@ -67,6 +67,8 @@ class _Part:
     def drop(self, name: str, place: str, reason: str, tokens: int | None) -> None:
         self.dropped.append({"sample": name, "place": place, "reason": reason, "tokens": tokens})
         self.account.samples["dropped"] += 1
+        if tokens is None:
+            self.account.samples["dropped_unread"] += 1
         self.account.drop(tokens or 0)
 
     def refuse(self, name: str, problem: Problem, tokens: int | None) -> None:

@@ -76,18 +76,29 @@ def read_message(raw: Any, where: str, roles: Mapping[str, str] = ROLES) -> Mess
     calls = _calls(raw, where) if role == "assistant" else ()
     reasoning = _reasoning(raw, where) if role == "assistant" else None
     if not text.strip() and not calls and not reasoning and role in ("user", "assistant"):
-        raise BadSample(f"{where} ({role}) is empty; a message needs content")
+        raise BadSample(_empty(raw, where, role))
     return Message(role, text, reasoning, calls, weight, extra)
+
+
+def _empty(raw: Mapping, where: str, role: str) -> str:
+    """What is wrong with a message without text; where its text stands under another key, which."""
+    if "content" in raw or "value" in raw:
+        return f"{where} ({role}) is empty; a message needs content"
+    texts = [key for key, value in raw.items() if key not in _READ and isinstance(value, str) and value.strip()]
+    meant = f"; did you mean content by {texts[0]!r}?" if len(texts) == 1 else ""
+    return f"{where} ({role}) has no content, only {', '.join(map(repr, raw))}{meant}"
 
 
 def _unknown_role(where: str, given: Any) -> str:
     """What is wrong, and the knob that names the role; ``data.N`` becomes the source's own number where it is said."""
     if not isinstance(given, str):
         return f"{where} has no role; it must be system, user, assistant or tool"
-    stands_for = ROLES.get(nearest(given.lower(), ROLES) or "", "assistant")
+    near = nearest(given.lower(), ROLES)
+    stands_for = ROLES.get(near or "", "assistant")
     name = given if re.fullmatch(r"\w+", given) else json.dumps(given, ensure_ascii=False)
+    meant = f"did you mean {near!r}? " if near else ""
     return (
-        f"{where} has the unknown role {given!r}; known are system, user, assistant and tool, "
+        f"{where} has the unknown role {given!r}; {meant}known are system, user, assistant and tool, "
         f"and what this names: data.N.roles='{{{name}: {stands_for}}}'"
     )
 

@@ -6,6 +6,9 @@ from pydantic import BeforeValidator
 
 from frisket.settings import Section, knob
 
+SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
+"""What the name of a data file ends in."""
+
 Format = Literal["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokens", "preference"]
 
 

@@ -18,11 +18,10 @@ from typing import Any
 from frisket import bundled
 from frisket.data.formats import Reader, Record
 from frisket.data.problem import Problem
-from frisket.data.settings import SourceSettings
-from frisket.errors import DataError
+from frisket.data.settings import SUFFIXES, SourceSettings
+from frisket.errors import DataError, nearest
 from frisket.types import Conversation
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".csv", ".tsv")
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _RECORD_NAME = re.compile(r"\d+:((?:.*:)?\d+)")  # of ``source:inner:line/suffix``
 _BLOCK = 1 << 20
@@ -146,10 +145,12 @@ class Source:
         if self._records is not None or self._path.exists():
             return False
         if self._path.suffix in SUFFIXES or not _HUB_ID.fullmatch(self._settings.path):
-            raise DataError(
-                f"'{self._settings.path}' does not exist\n"
-                f"Name a file, a folder or a hub id: data.{self.index}.path=FILE"
-            )
+            near = _near(self._path)
+            if near:
+                fix = f"Did you mean this? data.{self.index}.path={self._path.parent / near}"
+            else:
+                fix = f"Name a file, a folder or a hub id: data.{self.index}.path=FILE"
+            raise DataError(f"'{self._settings.path}' does not exist\n{fix}")
         return True
 
     @cached_property
@@ -325,6 +326,12 @@ def _parquet(path: Path, name: str, prefix: str) -> Iterator[Record | Problem]:
         raise DataError(f"'{name}' is not a readable Parquet file: {error}") from error
 
 
+def _near(path: Path) -> str | None:
+    """The data beside a path whose name is most like its own: a file of a known kind, or a folder."""
+    names = [found.name for found in path.parent.glob("*") if found.suffix in SUFFIXES or found.is_dir()]
+    return nearest(path.name, names)
+
+
 def _hub(settings: SourceSettings, index: int) -> Iterable[Mapping]:
     import datasets
 
@@ -333,8 +340,10 @@ def _hub(settings: SourceSettings, index: int) -> Iterable[Mapping]:
         return rows
     except Exception as error:  # the hub library raises errors of many libraries for a missing network
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        near = "bundled" if nearest(settings.path, ["bundled"]) else _near(Path(settings.path))
+        meant = f"Did you mean data.{index}.path={Path(settings.path).parent / near}?\n" if near else ""
         raise DataError(
-            f"'{settings.path}' is no file here, and as a hub data set it could not be loaded: {first}\n"
+            f"'{settings.path}' is no file here, and as a hub data set it could not be loaded: {first}\n{meant}"
             "Where there is a network (a gated set needs a token: hf auth login): "
             f"hf download --repo-type dataset {settings.path} --local-dir FOLDER\nThen: data.{index}.path=FOLDER"
         ) from error

@@ -22,6 +22,7 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int64
 
+from frisket.cache import cache_folder
 from frisket.data.encoding import spread
 from frisket.errors import DataError
 from frisket.types import Provenance, Sequence
@@ -198,13 +199,6 @@ class TokenStore:
 def store_key(parts: Iterable[str]) -> str:
     """Name of the store that these facts (data, tokenizer, template …) decide."""
     return hashlib.sha256("\0".join([str(FORMAT), *parts]).encode()).hexdigest()[:40]
-
-
-def cache_folder() -> Path:
-    """``$FRISKET_CACHE``, or frisket's part of the user's cache folder."""
-    if os.environ.get("FRISKET_CACHE"):
-        return Path(os.environ["FRISKET_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "frisket"
 
 
 def open_store(key: str) -> TokenStore | None:

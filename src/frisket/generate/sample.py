@@ -11,6 +11,7 @@ from torch import Tensor
 
 from frisket.generate.settings import GenerateSettings
 from frisket.hf.attention import own_attention
+from frisket.hf.roots import with_root
 
 GREEDY = GenerateSettings()
 
@@ -48,7 +49,7 @@ def generate(
     with measuring(model), _seeded(model, settings):
         for batch in batches([len(prompt) for prompt in prompts], settings.max_new_tokens, batch_tokens):
             inputs = left_padded([prompts[index] for index in batch], pad_id)
-            new = _decode(model, inputs, stop_ids, pad_id, settings, None)[:, inputs["input_ids"].shape[1] :]
+            new = _decode(model, inputs, stop_ids, pad_id, settings, None)
             for index, ids in zip(batch, new.tolist(), strict=True):
                 answers[index] = until_stop(ids, stop_ids)
             progress(len(batch))
@@ -172,19 +173,23 @@ def _decode(
     settings: GenerateSettings,
     streamer: "_Handed | None",
 ) -> Tensor:
+    """[row, new token] after left-padded prompts, with the model's root in front of each."""
     chosen = {"do_sample": settings.temperature > 0}
     if settings.temperature > 0:
         # A top_k of 0 means all tokens; transformers' own default is 50.
         chosen |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
+    taken = with_root(model, {name: value.to(model.device) for name, value in inputs.items()})
     with own_attention(model), _plain_generation(model):
-        return model.generate(
-            **{name: value.to(model.device) for name, value in inputs.items()},
+        out = model.generate(
+            **taken,
             **chosen,
             max_new_tokens=settings.max_new_tokens,
             eos_token_id=list(stop_ids) or None,
             pad_token_id=pad_id,
             streamer=streamer,
         )
+    # Given vectors in place of token ids, `generate` returns the new tokens alone.
+    return out if "inputs_embeds" in taken else out[:, taken["input_ids"].shape[1] :]
 
 
 @contextmanager

@@ -6,6 +6,7 @@ rows must be among them: without it the function raises, because plain causal at
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +53,44 @@ def prepare(rows: Rows, backend: str, device: torch.device) -> Layout:
     return BACKENDS["grouped" if backend == "auto" else backend](rows, device)
 
 
+@dataclass(frozen=True)
+class Prefixed:
+    """A layout of rows that begin with virtual tokens whose keys and values are given for every layer.
+
+    Attributes:
+        layout: of the whole rows.
+        prefix: [layer, key or value, head, virtual, width].
+    """
+
+    layout: Layout
+    prefix: Tensor
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, knobs: Knobs, layer: int) -> Tensor:
+        """Attention of one layer; the keys and values that it computed for the virtual tokens are not used."""
+        own_key, own_value = self.prefix[layer]
+        return self.layout.attend(query, put_in_front(key, own_key), put_in_front(value, own_value), knobs)
+
+
+def put_in_front(states: Tensor, own: Tensor) -> Tensor:
+    """Put the keys or values of virtual tokens in the first places of every row.
+
+    Args:
+        states: [row, head, token, width] as a layer computed them.
+        own: [head, virtual, width] what stands there instead.
+
+    Raises:
+        UnsupportedError: the layer's keys or values have another shape.
+    """
+    heads, virtual, width = own.shape
+    if (states.shape[1], states.shape[3]) != (heads, width):
+        raise UnsupportedError(
+            f"adapt.method=prefix: a layer has {states.shape[1]} heads of width {states.shape[3]} for keys or values, "
+            f"and the prefix has {heads} of width {width} for all layers.\n"
+            "Use adapt.method=prompt, or adapt.method=lora."
+        )
+    return torch.cat([own.expand(len(states), -1, -1, -1), states[:, :, virtual:]], dim=2)
+
+
 class CallCount:
     """How often each attention module came through the seam."""
 
@@ -85,7 +124,7 @@ def _attention(
     softcap: float | None = None,
     s_aux: Tensor | None = None,
     is_causal: bool | None = None,
-    rows: Layout | None = None,
+    rows: Layout | Prefixed | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention as transformers calls it; the signature is theirs, ``rows`` is ours."""
@@ -109,6 +148,8 @@ def _attention(
     for count in _COUNT:
         count.calls[module] = count.calls.get(module, 0) + 1
     knobs = Knobs(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap, s_aux)
+    if isinstance(rows, Prefixed):
+        return rows.attend(query, key, value, knobs, int(module.layer_idx)), None  # pyright: ignore[reportArgumentType]
     return rows.attend(query, key, value, knobs), None
 
 

@@ -2,13 +2,15 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from frisket.hf.attention import Layout, prepare
-from frisket.types import Rows
+from frisket.adapt.roots import root_of
+from frisket.hf.attention import Layout, Prefixed, prepare
+from frisket.types import ROOT, Leaf, Rows
 
 Model = PreTrainedModel  # so that callers outside hf/ can name it
 
@@ -23,24 +25,74 @@ def hidden_states(
 ) -> Float[Tensor, "place hidden"]:
     """Last hidden states (after the final norm) of the flattened rows.
 
+    Where the model has a root, its virtual tokens are put in front of every row and cut off the result again.
+
     Args:
         backend: which attention backend computes them.
         embeddings: [row, token, hidden] input vectors in place of the token ids' own.
     """
-    device = model.device
-    layout: Layout = prepare(rows, backend, device)
-    ids = torch.from_numpy(rows.input_ids).to(device)
-    inputs = (
-        {"input_ids": ids} if embeddings is None else {"inputs_embeds": embeddings, **_beside_embeddings(model, ids)}
+    root = root_of(model)
+    ids = torch.from_numpy(rows.input_ids).to(model.device)
+    if root is None:
+        inputs = (
+            {"input_ids": ids}
+            if embeddings is None
+            else {"inputs_embeds": embeddings, **_beside_embeddings(model, ids)}
+        )
+        return _through(model, rows, prepare(rows, backend, model.device), inputs).flatten(0, 1)
+    words = model.get_input_embeddings()(ids) if embeddings is None else embeddings
+    vectors = root.vectors(words).expand(len(words), -1, -1)
+    whole = rooted(rows, root.tokens)
+    layout = prepare(whole, backend, model.device)
+    prefix = root.keys_and_values(words)
+    hidden = _through(
+        model,
+        whole,
+        layout if prefix is None else Prefixed(layout, prefix),
+        {"inputs_embeds": torch.cat([vectors, words], dim=1)},
     )
+    return hidden[:, root.tokens :].flatten(0, 1)
+
+
+def _through(
+    model: PreTrainedModel, rows: Rows, layout: Layout | Prefixed, inputs: dict[str, Tensor]
+) -> Float[Tensor, "row token hidden"]:
     out = backbone_of(model)(
         **inputs,
-        position_ids=torch.from_numpy(rows.position_ids).to(device),
+        position_ids=torch.from_numpy(rows.position_ids).to(model.device),
         attention_mask=None,
         use_cache=False,
         rows=layout,
     )
-    return out.last_hidden_state.flatten(0, 1)
+    return out.last_hidden_state
+
+
+def rooted(rows: Rows, tokens: int) -> Rows:
+    """Put a root segment of so many tokens in front of every row: the parent of all segments that had none.
+
+    >>> from frisket.types import Leaf
+    >>> two = Rows(np.array([[5, 6, 7]]), np.array([[0, 1, 0]]), np.array([[0, 0, 1]]), np.array([-1, -1]),
+    ...            (Leaf("a", 0, 0), Leaf("b", 1, 1)))
+    >>> whole = rooted(two, 2)
+    >>> whole.segment_ids.tolist(), whole.position_ids.tolist(), whole.parent_segment.tolist()
+    ([[0, 0, 1, 1, 2]], [[0, 1, 2, 3, 2]], [-1, 0, 0])
+    """
+    count = len(rows.input_ids)
+    is_real = rows.is_real
+    row_of = np.zeros(len(rows.parent_segment), dtype=np.int64)
+    row_of[rows.segment_ids[is_real]] = np.nonzero(is_real)[0]
+    parents = np.where(rows.parent_segment == ROOT, row_of, rows.parent_segment + count)
+    own = np.broadcast_to(np.arange(tokens), (count, tokens))
+    return Rows(
+        np.concatenate([np.zeros_like(own), rows.input_ids], axis=1),
+        np.concatenate([own, np.where(is_real, rows.position_ids + tokens, 0)], axis=1),
+        np.concatenate(
+            [np.broadcast_to(np.arange(count)[:, None], own.shape), np.where(is_real, rows.segment_ids + count, -1)],
+            axis=1,
+        ),
+        np.concatenate([np.full(count, ROOT), parents]),
+        tuple(Leaf(leaf.sample_id, leaf.first + count, leaf.last + count) for leaf in rows.leaves),
+    )
 
 
 def _beside_embeddings(model: PreTrainedModel, ids: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from frisket import bundled
-from frisket.errors import ConfigError, UnsupportedError
+from frisket.errors import ConfigError, UnsupportedError, nearest
 from frisket.hf import quantised, tokens
 from frisket.hf.attention import EAGER, NAME, OWN, supports_sdpa
 from frisket.hf.mixture import expert_count
@@ -95,7 +95,9 @@ def check_folder(path: str) -> None:
     if not _looks_local(path):
         return
     if not folder.is_dir():
-        raise ConfigError(f"model.path = {path!r}: no such folder.\nGive a hub id, a folder, or model.path=bundled.")
+        near = _near(path)
+        fix = f"Did you mean this? model.path={near}" if near else "Give a hub id, a folder, or model.path=bundled."
+        raise ConfigError(f"model.path = {path!r}: no such folder.\n{fix}")
     missing = [] if (folder / "config.json").exists() else ["config.json"]
     index = folder / "model.safetensors.index.json"
     if index.exists():
@@ -113,6 +115,14 @@ def check_folder(path: str) -> None:
 def _looks_local(path: str) -> bool:
     """Whether a path is meant as a folder: a hub id is one or two words."""
     return Path(path).is_absolute() or path.startswith((".", "~")) or Path(path).exists() or path.count("/") > 1
+
+
+def _near(path: str) -> str | None:
+    """The model here whose name is most like one that is not: a folder beside it, or the bundled one."""
+    place = Path(path).expanduser()
+    beside = [found.parent.name for found in place.parent.glob("*/config.json")]
+    near = nearest(place.name, [*beside, *(["bundled"] if place.name == path else [])])
+    return None if near is None else near if place.name == path else str(place.parent / near)
 
 
 def load_tokenizer(settings: ModelSettings, *, is_stored: bool = False) -> Any:
@@ -345,6 +355,12 @@ def _not_loaded(settings: ModelSettings, error: Exception) -> ConfigError:
     """What the hub's library says, and where else a model can come from."""
     if Path(resolve_path(settings.path)).is_dir():
         return ConfigError(f"model.path = {settings.path!r} cannot be loaded: {_first_line(error)}")
+    near = _near(settings.path)
+    if near:
+        return ConfigError(
+            f"model.path = {settings.path!r}: no such folder, and as a hub id it cannot be loaded: "
+            f"{_first_line(error)}\nDid you mean this? model.path={near}"
+        )
     offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE") else ""
     return ConfigError(
         f"model.path = {settings.path!r} cannot be loaded{offline}: {_first_line(error)}"

@@ -27,8 +27,6 @@ from frisket.errors import ConfigError, UnsupportedError
 
 Load = Literal["none", "4bit", "8bit"]
 _BITSANDBYTES = "bitsandbytes"
-METHODS = ("lora", "ln_tuning")
-"""Methods that were tried on quantised weights and come off again; PEFT cannot take IA3 off 4-bit layers."""
 
 
 def stored_as(config: Any) -> Load:
@@ -52,13 +50,16 @@ def stored_as(config: Any) -> Load:
     return "8bit" if stored.get("load_in_8bit") else "none"
 
 
-def refuse_method(load: Load, config: Any, method: str) -> None:
+def refuse_method(load: Load, config: Any, method: str, works: bool) -> None:
     """Refuse methods that cannot be put on quantised layers.
+
+    Args:
+        works: what the method says of itself (``About.quantised``).
 
     Raises:
         UnsupportedError: the method moves the base's own weights, or was not tried on quantised ones.
     """
-    if (load, stored_as(config)) == ("none", "none") or method in METHODS:
+    if (load, stored_as(config)) == ("none", "none") or works:
         return
     why = "moves the base's own weights, of which too little is left" if method == "full" else "was not tried on them"
     given = f"model.load = {load}" if load != "none" else f"the model's files are quantised to {stored_as(config)}"

@@ -118,7 +118,8 @@ _METHOD: dict[str, Row] = {
         mapped("adapt.rslora", to.switch("adapt.rslora", True, "adapt.rslora: false")),
     ),
     **rows("use_dora peft_config.use_dora", mapped("adapt.dora", to.switch("adapt.dora", True, "adapt.dora: false"))),
-    **rows("loraplus_lr_ratio loraplus_lr_embedding", lacking("one rate for both factors: train.learning_rate")),
+    "loraplus_lr_ratio": mapped("adapt.b_rate_factor"),
+    **rows("loraplus_lr_embedding", lacking("one rate for all but the factor B: train.learning_rate")),
     **rows(
         "pissa_init pissa_iter pissa_convert", lacking("PiSSA: the adapter begins at zero change, LoRA as published")
     ),

@@ -21,6 +21,10 @@ class Answer(NamedTuple):
     text: str
 
 
+NOTHING = Answer("default", "nothing is given")
+"""What becomes of a key without a value."""
+
+
 class Row(NamedTuple):
     """What becomes of a key in any file.
 

@@ -9,7 +9,7 @@ from typing import Any
 from frisket.errors import ConfigError, UnsupportedError, gather, nearest
 from frisket.migrate.convert import BadValueError, OtherJobError
 from frisket.migrate.read import read_file, tool_of
-from frisket.migrate.table import OUTCOMES, Answer, Draft, Tool, is_off, leaves, shown
+from frisket.migrate.table import NOTHING, OUTCOMES, Answer, Draft, Tool, is_off, leaves, shown
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,12 @@ class Migration:
         """Keys of the file by outcome."""
         found = Counter(answer.outcome for answer in self.answers.values())
         return {outcome: found[outcome] for outcome in OUTCOMES}
+
+    @property
+    def lost(self) -> dict[str, str]:
+        """Keys that ask for what the recipe does not do, and why: those not supported, then those unknown."""
+        wanted = ("not supported", "unknown")
+        return {key: a.text for name in wanted for key, a in self.answers.items() if a.outcome == name}
 
     @property
     def unknown(self) -> list[str]:
@@ -118,7 +124,8 @@ def _answer(tool: Tool, draft: Draft, key: str, value: Any) -> Answer:
     row = tool.row(key)
     if row is None:
         near = nearest(key, tool.rows)
-        return Answer("unknown", "unknown to this version of frisket" + (f"; a slip of {near}?" if near else ""))
+        meant = f"; a slip of {near}? Then mend it" if near else "; what it asks for is not in the recipe"
+        return Answer("unknown", f"unknown to this version of frisket{meant}")
     if value is None and key not in tool.null_says:
         return _null(key, value)
     if row.convert is not None:
@@ -144,7 +151,7 @@ def _with_all(draft: Draft, before: Mapping[str, Any], answer: Answer) -> Answer
 
 
 def _null(key: str, value: Any) -> Answer:
-    return Answer("default", "nothing is given" if value is None else shown(value))
+    return NOTHING if value is None else Answer("default", shown(value))
 
 
 def _refuse_other_jobs(file: Path, tool: Tool, values: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ def recipe_text(migration: Migration) -> str:
     """The recipe: a head that says where it is from, then one knob a line, with the comments."""
     lines = [f"# Migrated from {migration.file.name} ({migration.tool.title}) by frisket migrate."]
     lines += [f"# Look at: {check}" for check in migration.checks]
+    lines += [f"# Not in this recipe: {key}: {' '.join(text.split())}" for key, text in migration.lost.items()]
     nested = nested_knobs(migration.knobs)
     for name in _ORDER:
         if name in nested:

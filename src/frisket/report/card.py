@@ -19,22 +19,25 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
     A base model that is not a hub id is named in the text only: the Hub reads ``base_model`` as an id.
 
     Args:
-        summary: ``summary.json``; whether ``artifacts`` names an ``adapter`` decides what the card explains.
+        summary: ``summary.json``; whether ``artifacts`` names an ``adapter`` and whether it is ``of_peft`` decides what
+            the card explains.
         recipe_yaml: the resolved recipe.
         environment: ``environment.json``; its top-level texts and numbers are listed.
     """
     overlap = summary.get("overlap") or {}
+    of_peft = summary.get("of_peft", True)
     artifacts, base = summary.get("artifacts") or {}, str(summary["model"]["path"])
     is_adapter = "adapter" in artifacts
     ledgers = read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])
     tables = [_table(["tokens", *ledger_columns(ledgers)], [[plain(v) for v in row] for row in ledger_table(ledgers)])]
     return document(
         "card.md.jinja",
-        front=_front_matter(base, is_adapter),
+        front=_front_matter(base, is_adapter, of_peft),
         summary=summary,
         title=_line(summary["recipe"]),
         base=_line(base),
         is_adapter=is_adapter,
+        of_peft=of_peft,
         folder=artifacts.get("adapter") or artifacts.get("model") or "model",
         base_code="base_path()" if base == _BUNDLED else json.dumps(base, ensure_ascii=False),
         is_bundled=base == _BUNDLED,
@@ -47,6 +50,7 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
         overlap=[f"{_line(name)}: {_line(each['sentence'])}" for name, each in overlap.items()],
         overlap_table=_overlap(overlap),
         ledger="\n\n".join(tables),
+        notices=[_line(line) for line in summary.get("notices") or []],
         identities=[text if holds else f"{text} — DOES NOT HOLD" for text, holds in ledger_identities(ledgers)],
         rates=[f"{words(name)}: {count(value)}" for name, value in summary["rates"].items()],
         seconds=[f"{name}: {time}" for name, time in times(summary)],
@@ -57,12 +61,13 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
     )
 
 
-def _front_matter(base: str, is_adapter: bool) -> str:
+def _front_matter(base: str, is_adapter: bool, of_peft: bool) -> str:
     """JSON strings are valid YAML, whatever a path may hold."""
     lines = ["---"]
     if _HUB_ID.fullmatch(base):
         lines += [f"base_model: {json.dumps(base)}", f"base_model_relation: {'adapter' if is_adapter else 'finetune'}"]
-    lines += [f"library_name: {'peft' if is_adapter else 'transformers'}", "pipeline_tag: text-generation", "tags:"]
+    library = "transformers" if not is_adapter else "peft" if of_peft else "frisket"
+    lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
     lines += [f"- {tag}" for tag in ("frisket", "text-generation", "fine-tuned", *(["adapter"] if is_adapter else []))]
     return "\n".join([*lines, "---"])
 

@@ -53,7 +53,10 @@ def verdicts_told(result: Mapping[str, Any]) -> str:
         return ""
     if all(e["measure"] == "training_loss" for arm in result["arms"] for e in arm["measures"].values()):
         return "Nothing was measured (evaluate=off): the loss of the last step is shown, and nothing is judged by it."
-    return "No verdict: that takes at least 3 seeds that both arms have. Train them: --seeds 3"
+    return (
+        "No verdict: that takes at least 3 seeds that both arms have. Train them: the same command with --seeds 3 (a "
+        "grid goes on in its folder with --resume: what is finished stays)"
+    )
 
 
 def measure_names(arms: Sequence[Mapping]) -> list[str]:

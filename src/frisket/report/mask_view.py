@@ -207,4 +207,7 @@ def _segment_head(row: RowView, span: Span, taught: int) -> str:
 def _sample_name(row: RowView, name: str) -> str:
     place = row.places.get(name)
     text = escape(on_one_line(name))
-    return f"{escape(on_one_line(place))} ({text})" if place else str(text)
+    if not place:
+        return str(text)
+    is_line = place.rpartition(":")[2] == name.rpartition(":")[2]  # else it is one of several samples of its line
+    return str(escape(on_one_line(place))) if is_line else f"{escape(on_one_line(place))} ({text})"

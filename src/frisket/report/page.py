@@ -9,6 +9,7 @@ from frisket.report.bars import before_after_bars
 from frisket.report.contamination import contamination_html
 from frisket.report.curves import draw
 from frisket.report.ledger import ledger_html, read_ledgers
+from frisket.report.masks import masks_html
 from frisket.report.measures import Measure, measures
 from frisket.report.overlap import overlap_html
 from frisket.report.plots import run_charts, steps_of
@@ -23,7 +24,7 @@ class Panel:
 
     Attributes:
         name: of the set.
-        samples: how many were measured; None where the summary does not say.
+        samples: how many were measured; None where the summary does not say, or says another number by measure.
         whole: how many the set has, where not all were measured.
         measures: rows of its table.
         bars: its bars, by group where it has groups.
@@ -90,6 +91,7 @@ def report_page(
         share=_share(model["moving"], model["parameters"]),
         data=summary["data"],
         steps=summary["steps"],
+        notices=summary.get("notices") or [],
         tiles=_tiles(summary, learning, forgetting),
         learning=learning,
         forgetting=forgetting,
@@ -98,6 +100,7 @@ def report_page(
         plots=[draw(chart) for chart in run_charts(steps, timings, summary.get("learning") or {}, evaluations, best)],
         contamination=contamination_html(contamination, steps, summary.get("verdict")),
         overlap=overlap_html(summary.get("overlap") or {}),
+        mask_tuning=masks_html(summary),
         ledger=ledger_html(read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])),
         rates=[(words(name), count(value)) for name, value in summary["rates"].items()],
         seconds=times(summary),
@@ -112,14 +115,20 @@ def report_page(
 
 def _panels(sets: Mapping | None) -> list[Panel]:
     return [
-        Panel(name, entry.get("samples"), entry.get("of"), measures(entry), _group_bars(entry), _notes(entry))
+        Panel(name, _samples(entry), entry.get("of"), measures(entry), _group_bars(entry), _notes(entry))
         for name, entry in (sets or {}).items()
     ]
 
 
+def _samples(entry: Mapping) -> int | None:
+    counts = set((entry.get("units") or {}).values()) | {entry.get("samples")}
+    return counts.pop() if len(counts) == 1 else None
+
+
 def _notes(entry: Mapping) -> list[tuple[str, str]]:
-    shown = {"samples", "of", "metric", "before", "after", "difference", "groups"}
-    return facts({name: value for name, value in entry.items() if name not in shown})
+    shown = {"samples", "of", "metric", "before", "after", "difference", "groups", "units"}
+    told = {"KL" if name == "kl_is" else name: value for name, value in entry.items() if name not in shown}
+    return facts(told)
 
 
 def _group_bars(entry: Mapping) -> Markup:

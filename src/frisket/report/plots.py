@@ -118,7 +118,7 @@ def _loss(steps: Steps, sets: Sequence[Curve], best: Mapping | None) -> Chart:
     points = steps.points("loss")
     sentence = ""
     if points:
-        first, last, size = _ends(points)
+        first, last, size = ends([y for _, y in points])
         over = f"over {tokens_text(steps.tokens[steps.last])}"
         told = f"the first and last {size} of {count(len(points))} steps" if size > 1 else f"{count(len(points))} steps"
         sentence = f"Training loss {_moved(first, last)} {over} ({'means of ' if size > 1 else ''}{told})."
@@ -195,10 +195,9 @@ def _speed(speeds: Mapping[str, list[Point]]) -> Chart:
     return Chart("Tokens per second", "moving average", curves, sentence, readings, count, floor=0.0)
 
 
-def _ends(points: Sequence[Point]) -> tuple[float, float, int]:
+def ends(values: Sequence[float]) -> tuple[float, float, int]:
     """Means over the first and the last twentieth of the steps, and how many steps that is."""
-    size = max(len(points) // 20, 1)
-    values = [y for _, y in points]
+    size = max(len(values) // 20, 1)
     return sum(values[:size]) / size, sum(values[-size:]) / size, size
 
 

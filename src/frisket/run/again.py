@@ -8,7 +8,7 @@ from frisket.errors import ConfigError
 from frisket.hf import load
 from frisket.recipe import load_recipe
 from frisket.run import measuring
-from frisket.run.folder import SUMMARY, write_json
+from frisket.run.folder import SUMMARY, with_base, write_json
 from frisket.run.opening import refuse_full
 from frisket.run.prepare import prepare
 from frisket.watch import Watcher
@@ -30,7 +30,7 @@ def evaluate_run(folder: Path, *, overrides: Seq[str] = (), watcher: Watcher) ->
     refuse_full(folder)
     recipe = load_recipe(folder, overrides)
     if recipe.stages:
-        recipe = recipe.stage(len(recipe.stages) - 1)
+        recipe = with_base(recipe, folder).stage(len(recipe.stages) - 1)
     prepared = prepare(recipe, watcher)
     device = load.device_of(recipe.model.device)
     compute = load.compute_type(recipe.train.compute, device)

@@ -1,11 +1,12 @@
 """Which arrangement and backend a run takes, and why: what the recipe asks, the model allows and the method allows."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 from frisket.attend.pack import Arrangement
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order
-from frisket.errors import UnsupportedError
+from frisket.errors import ConfigError, UnsupportedError
 from frisket.hf.load import layer_counts
 from frisket.recipe import Recipe
 from frisket.run.sharing import WORTH, few_steps, sharing_of
@@ -28,7 +29,8 @@ def laying_of(recipe: Recipe, config: Any, dataset: Dataset, order: Order, loss:
         )
     arrangement, why = _arrangement(recipe, config, dataset, order)
     backend = "grouped" if attend.backend == "auto" else attend.backend
-    return Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss), why
+    laying = Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss)
+    return replace(laying, virtual_tokens=recipe.adapt.virtual_tokens), why
 
 
 def _arrangement(recipe: Recipe, config: Any, dataset: Dataset, order: Order) -> tuple[Arrangement, str]:
@@ -56,3 +58,17 @@ def _arrangement(recipe: Recipe, config: Any, dataset: Dataset, order: Order) ->
             return "forest", f"samples of a step share {100 * saved:.0f} % of their tokens: computed once"
         return "isolated", f"a forest would save {100 * saved:.1f} %, less than {100 * WORTH:.0f} %"
     return cast(Arrangement, asked), "as the recipe says"
+
+
+def room_for_samples(context: int | None, virtual: int) -> int | None:
+    """Longest sample that the model takes behind so many virtual tokens.
+
+    Raises:
+        ConfigError: there is no room.
+    """
+    if context is None or virtual < context:
+        return None if context is None else context - virtual
+    raise ConfigError(
+        f"adapt.tokens = {virtual:,}: the model takes {context:,} tokens in all, so no sample has room.\n"
+        "Use adapt.tokens=20."
+    )

@@ -62,9 +62,10 @@ def rule_of(recipe: Recipe, measured: Seq[str]) -> Rule | None:
     if settings is None:
         return None
     asked = "evaluate.stop_after" if settings.stop_after else "evaluate.keep=best" if settings.keep == "best" else ""
-    if asked and recipe.attend.compare:
+    if (asked or recipe.adapt.keeps_best) and recipe.attend.compare:
+        culprit = asked or f"adapt.method={recipe.adapt.method}"
         raise ConfigError(
-            f"{asked} would end two runs at different steps, and attend.compare compares them at the same one.\n"
+            f"{culprit} would end two runs at different steps, and attend.compare compares them at the same one.\n"
             "Leave one of the two out: attend.compare=false"
         )
     if settings.watch is not None and settings.watch not in measured:
@@ -80,11 +81,12 @@ def rule_of(recipe: Recipe, measured: Seq[str]) -> Rule | None:
         )
     if not (measured and settings.every):
         return None
-    return Rule(settings.watch or measured[0], settings.stop_after, settings.keep)
+    keep = "best" if recipe.adapt.keeps_best else settings.keep
+    return Rule(settings.watch or measured[0], settings.stop_after, keep)
 
 
 def standing(evaluations: Seq[Mapping], watch: str) -> Standing | None:
-    """How the run stands; None before the first evaluation. The model before training is not a candidate.
+    """How the run stands; None before the first evaluation. The base is not a candidate.
 
     Args:
         evaluations: records of ``evaluations.jsonl``, by ascending step.

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
 from frisket.report.compare_page import compare_page
 from frisket.run.differing import differing_settings, identity, unasked
 from frisket.run.folder import SUMMARY, read_json
+from frisket.run.grafting import overlaps
 
 PAGE = "compare.html"
 SAME_TOKENS = 0.01
@@ -83,13 +86,13 @@ def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = Fa
     """Compare run folders, or the cells of grid folders.
 
     Args:
-        places: run folders or grid folders; the first arm found is what the others are compared with.
+        places: run folders, grid folders or a grid's arms; the first arm found is what the others are compared with.
         page: HTML file to write.
         allow_unequal: compare runs of unequal budgets, saying what is unequal, instead of refusing.
 
     Returns:
         ``{"arms": [...], "against": name, "unequal": [...], "settings": [...], "unasked": text, "judged": number,
-        "page": path}``; see ``compared``.
+        "overlaps": [...], "page": path}``; see ``compared`` and ``grafting.overlaps``.
 
     Raises:
         ConfigError: a folder without a finished run; fewer than two runs; unequal budgets.
@@ -103,26 +106,47 @@ def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = Fa
     unequal = unequal_budgets(runs)
     if unequal and not allow_unequal:
         raise ConfigError(gather(unequal, "the runs had unequal budgets:", "To compare them anyway: --allow-unequal"))
-    result = compared(runs, unequal) | {"page": str(page)}
+    result = compared(runs, unequal) | {"overlaps": _overlaps(runs), "page": str(page)}
     write_page(result, page, " · ".join(str(place) for place in places))
     return result
 
 
+def _overlaps(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
+    """What the sparse adapters of the runs have in common, where they change one base."""
+    if len({run.recipe.model.path for run in runs}) > 1:
+        return []
+    several = len({run.arm for run in runs}) < len(runs)
+    names = [f"{run.arm}, seed {run.seed}" if several else run.arm for run in runs]
+    return overlaps({name: run.folder / "adapter" for name, run in zip(names, runs, strict=True)})
+
+
 def read_runs(place: Path) -> list[FinishedRun]:
-    """The finished run of a folder, or those of a grid; the arm of a single run is its folder's name.
+    """The finished run of a folder, or those of a grid or of an arm of one; other runs are named after their folders.
 
     Raises:
         ConfigError: no finished run is there.
     """
-    if (place / GRID_FILE).is_file():
-        cells = read_json(place / GRID_FILE)["cells"]
-        found = [read_run(place / c["folder"], c["arm"]) for c in cells if (place / c["folder"] / SUMMARY).is_file()]
+    grid, cells = _cells_at(place)
+    if cells:
+        found = [read_run(folder, arm) for folder, arm in cells if (folder / SUMMARY).is_file()]
         if not found:
-            raise ConfigError(f"{place}: no cell of this grid is finished.\nGo on: frisket train {place} --resume")
+            told = shlex.quote(str(grid))
+            raise ConfigError(f"{place}: no cell of this grid is finished.\nGo on: frisket train {told} --resume")
         return found
     if not (place / SUMMARY).is_file() or not (place / RECIPE_FILE).is_file():
         raise ConfigError(f"{place} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {place} --resume")
     return [read_run(place, "")]
+
+
+def _cells_at(place: Path) -> tuple[Path, list[tuple[Path, str]]]:
+    """The grid that a folder is, is an arm of, or is a cell of; and its cells there, each with its arm."""
+    here = place.resolve()
+    for depth, grid in enumerate((here, *here.parents[:2])):
+        if (grid / GRID_FILE).is_file():
+            cells = [(grid / cell["folder"], cell["arm"]) for cell in read_json(grid / GRID_FILE)["cells"]]
+            found = [(place / cell.relative_to(here), arm) for cell, arm in cells if cell.is_relative_to(here)]
+            return Path(os.path.normpath(place.joinpath(*[".."] * depth))), found
+    return place, []
 
 
 def read_run(folder: Path, arm: str) -> FinishedRun:

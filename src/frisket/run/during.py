@@ -48,6 +48,7 @@ class During:
         self._loaded, self._sets, self._before = loaded, sets, before
         self._out, self._tracker, self._watcher = out, tracker, watcher
         self._total = prepared.total_steps
+        self._starts = prepared.recipe.adapt.keeps_best  # the start is a candidate
         self._ended = 0
         self._meter = mask_free.Meter(prepared, loaded.model, loaded.attached, watcher, out, done)
         keep_records(out / EVALUATIONS, done)
@@ -64,9 +65,12 @@ class During:
     def begin(self) -> None:
         """Before the first step."""
         self._meter.measure(0)
-        self._answer(0)
+        with measuring.as_base(self._loaded.attached):
+            self._answer(0)
         if self._before is not None:
             self._tracker.evaluation(0, measuring.told_before(self._before))
+        if self._sets and self._before and self._starts:
+            self._record(0, self._sets, self._before)
 
     def evaluate(self, step: int) -> None:
         """After a step whose turn it is."""
@@ -99,7 +103,7 @@ class During:
             if not any(record["step"] == step for record in self._evaluations):
                 self._last = [{"step": step, "learning": after}]
         self._meter.measure(step)
-        self._answer(self._result_step())
+        self._answer(self.result_step())
         self._say(measured)
         return measured
 
@@ -118,7 +122,7 @@ class During:
                 "without_improvement": found.since,
                 "stopped": self._has_stopped(),
             }
-        samples = self._samples.summary(self._result_step()) if self._samples else {}
+        samples = self._samples.summary(self.result_step()) if self._samples else {}
         return told | samples | self._meter.summary()
 
     def _record(self, step: int, sets: measuring.Sets, before: measuring.Before) -> None:
@@ -167,7 +171,8 @@ class During:
         """Among the evaluations and, once it is there, what was measured after the last step."""
         return best.standing(self._evaluations + self._last, self._rule.watch) if self._rule else None
 
-    def _result_step(self) -> int:
+    def result_step(self) -> int:
+        """The step whose weights are the result."""
         found = self._standing()
         return found.step if found and self._rule and self._rule.keep == "best" else self._ended
 

@@ -11,7 +11,6 @@ from frisket.errors import CheckError, UnsupportedError
 from frisket.hf import load, tokens
 from frisket.hf.heads import logits_of
 from frisket.run import hub
-from frisket.run.folder import read_json
 from frisket.run.gguf import export_gguf
 from frisket.run.merging import (
     BARS,
@@ -24,7 +23,8 @@ from frisket.run.merging import (
     written,
 )
 from frisket.run.ollama import export_ollama
-from frisket.run.serving import serving_of
+from frisket.run.serving import config_of, is_of_peft, serving_of
+from frisket.run.system_message import system_of
 from frisket.watch import Watcher
 
 
@@ -48,14 +48,18 @@ def export(folder: Path, *, to: str, into: Path | None, push: str | None = None,
     if to != "merged":  # which may lie there, made for another format
         refuse_full_target(target)
     run = trained(folder)
+    system = system_of(folder)
     if to == "merged":
         facts = merge(run, target, watcher)
+        watcher.say(f'load       AutoModelForCausalLM.from_pretrained("{target}", dtype="auto"), and so its tokenizer')
     elif to == "peft":
         facts = _copy_adapter(run, target, watcher)
     elif to == "gguf":
         facts = export_gguf(run, target, watcher)
     else:
         facts = export_ollama(run, target, watcher)
+    if system is not None and to != "ollama":  # whose Modelfile holds it
+        watcher.say(f"system     {system.told()}")
     if push is not None:
         facts["pushed"] = hub.push(target, push, watcher)
     return facts
@@ -66,6 +70,11 @@ def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
     if run.is_full:
         raise UnsupportedError(
             f"{run.folder} holds no adapter: the model itself was fine-tuned.\nExport the model: --to merged"
+        )
+    if not is_of_peft(run.artifact):
+        method = config_of(run.artifact)["method"]
+        raise UnsupportedError(
+            f"{run.folder} holds an adapter of {method}, which PEFT does not have.\nExport the model: --to merged"
         )
     rows = real_rows(run.recipe, run.tokenizer)
     with written(target) as partial:
@@ -82,7 +91,7 @@ def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
                 f"the copied adapter gives logits that differ by {difference:.2g}; nothing was kept.\n"
                 f"Use {run.artifact} itself."
             )
-        config = read_json(partial / "adapter_config.json")
+        config = config_of(partial)
         (partial / "README.md").write_text(_card(run, config), encoding="utf-8")
     base = config["base_model_name_or_path"]
     if not hub.is_hub_id(base):
@@ -90,6 +99,7 @@ def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
             f"the adapter names its base by a folder of this machine ({base}): elsewhere, give that base there"
         )
     watcher.say(f"checked    on a fresh base the adapter gives the same logits (difference {difference:.2g})")
+    watcher.say(f"load       as the lines in {target / 'README.md'} do")
     serving = serving_of(config, run.recipe.model.load)
     watcher.say(f"serve      {serving.line(load.resolve_path(run.recipe.model.path), run.folder)}")
     return {"peft": str(target), "difference": difference, "serving": serving.as_dict()}
@@ -98,11 +108,13 @@ def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
 def _card(run: Trained, config: dict[str, Any]) -> str:
     """How to load the adapter, as the Hugging Face Hub shows it."""
     base = config["base_model_name_or_path"]
+    system = system_of(run.folder)
+    asked = f"Asked as it was trained: {system.told()}\n\n" if system else ""
     named = f"base_model: {base}\n" if hub.is_hub_id(base) else ""  # the Hub refuses what is no id
     return (
         f"---\nlibrary_name: peft\n{named}tags: [frisket, {config['peft_type'].lower()}]\n---\n\n"
         f"An adapter for `{base}`, fine-tuned with frisket. The chat template is in the tokenizer's files.\n"
-        "`.` is this folder; on the Hub it is the repository's name.\n\n"
+        f"{asked}`.` is this folder; on the Hub it is the repository's name.\n\n"
         f"```python\n{tokens.loading_lines(Path(), base, _grown_rows(run))}```\n"
     )
 

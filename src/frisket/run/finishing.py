@@ -14,6 +14,7 @@ from torch import Tensor
 
 from frisket import __version__
 from frisket.adapt import methods
+from frisket.adapt.full import copy_into
 from frisket.attend.pack import pack
 from frisket.data.dataset import Dataset
 from frisket.errors import CheckError
@@ -23,11 +24,13 @@ from frisket.recipe import Recipe, dump
 from frisket.report.card import model_card
 from frisket.report.mask_view import mask_fragment
 from frisket.report.page import report_page
+from frisket.run import notices
 from frisket.run.adding import write_how_to_load
-from frisket.run.folder import read_lines
+from frisket.run.folder import follow_umask, read_lines
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
-from frisket.run.serving import serving_line
+from frisket.run.rebasing import rebase
+from frisket.run.serving import is_of_peft, serving_line
 from frisket.run.system_message import shared_system
 from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, other_policies, sample_rows
 from frisket.train.checkpoint import State
@@ -43,6 +46,9 @@ RELOAD_BAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2**-8, t
 
 def check_moved(start: Mapping[str, Tensor], masters: Mapping[str, Tensor], steps: int) -> None:
     """Refuse to save what did not move or is not finite.
+
+    Args:
+        steps: after which these masters are the result.
 
     Raises:
         CheckError: every weight is what it was, or one is not finite.
@@ -96,6 +102,7 @@ def save_and_verify(
             f"{partial} was written, but loaded again it differs by {difference:.2g} in a logit (allowed: "
             f"{bar * scale:.2g}).\nThe last checkpoint is whole: {out / 'checkpoints'}"
         )
+    follow_umask(partial)
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
     return {name: name}, {**checks.as_dict(), "reload": f"{difference:.2g} of {bar * scale:.2g} allowed{note}"}
@@ -111,12 +118,9 @@ def _save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows, d
     shutil.rmtree(target, ignore_errors=True)
     if recipe.model.path:
         fresh = load.load_model(recipe.model, torch.promote_types(loaded.base_dtype, torch.float32), loaded.device)
-        parameters = dict(fresh.named_parameters())
-        with torch.no_grad():
-            for name, master in loaded.optimizer.masters.items():
-                parameters[name].copy_(master)
+        copy_into(fresh, loaded.optimizer.masters)
         load.save_model(fresh, prepared.tokenizer, target, dtype)
-        del fresh, parameters
+        del fresh
     written = recipe.model.model_copy(update={"path": str(target), "tokenizer": None})
     again = load.load_model(written, loaded.compute, loaded.device)
     return logits_of(again, rows, prepared.laying.backend)
@@ -125,6 +129,8 @@ def _save_full(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows, d
 def _save_adapter(prepared: Prepared, loaded: "Loaded", target: Path, rows: Rows) -> Tensor:
     """Write the adapter, put it on the bare base as PEFT would, and return the logits of that."""
     loaded.attached.save(target, loaded.optimizer.masters)
+    if loaded.base_dtype != loaded.compute and prepared.recipe.model.path:
+        rebase(target, prepared.recipe.model)
     methods.saved_tensors(target)
     prepared.tokenizer.save_pretrained(target)
     if prepared.added.ids:
@@ -186,6 +192,7 @@ def summarise(
         "artifacts": {**artifacts, "report": "report.html", "card": "README.md"},
         "examples": measured.get("examples", []),
         "system": shared_system(prepared),
+        "notices": notices.notices(prepared, notices.ALL_OF_A_RUN),
         **({"overfit": verdict.text} if verdict else {}),
         **({"resumed": _since(start, totals)} if start else {}),
     }
@@ -198,8 +205,10 @@ def _since(start: State, totals: Totals) -> dict:
 
 def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -> None:
     """``report.html`` and the model card; the next command is added to the summary."""
-    summary["next"] = f"frisket generate {shlex.quote(str(out))} --chat"
-    summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
+    if "adapter" in summary["artifacts"] or "model" in summary["artifacts"]:  # a mask may not have been worth shipping
+        summary["next"] = f"frisket generate {shlex.quote(str(out))} --chat"
+        summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
+    summary["of_peft"] = is_of_peft(out / "adapter")
     environment = json.loads((out / "environment.json").read_text())
     names = ("metrics", "timings", "evaluations", "contamination", "samples")
     records = {name: read_lines(out / f"{name}.jsonl") for name in names}

@@ -69,7 +69,7 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
         )
     from frisket.recipe import load_recipe
 
-    if recipe_hash(load_recipe(out)) != recipe_hash(kept(recipe, out)):
+    if recipe_hash(kept(load_recipe(out), out)) != recipe_hash(kept(recipe, out)):
         raise ConfigError(
             f"--out {out} holds a run of another recipe (see {out / RECIPE_FILE}).\nGive another folder: --out {out}-2"
         )
@@ -78,6 +78,31 @@ def look(out: Path, recipe: Recipe, resume: bool) -> Found:
         return Found(None, True)
     found = checkpoint.complete(out)
     return Found(found[-1] if found else None, False)
+
+
+def with_base(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe of a run with the base that its result stands on: in stages that may be what an earlier one made."""
+    from frisket.recipe import load_recipe
+
+    last = out / f"stage-{len(recipe.stages)}"
+    if not recipe.stages or not (last / RECIPE_FILE).is_file():
+        return recipe
+    return recipe.model_copy(update={"model": load_recipe(last).model})
+
+
+def refuse_unshipped(folder: Path) -> None:
+    """Refuse to open a finished run that shipped nothing.
+
+    Raises:
+        ConfigError: its mask did not beat the model without one.
+    """
+    summary = read_json(folder / SUMMARY)
+    told = summary.get("mask_tuning")
+    if told and not told["shipped"]:
+        raise ConfigError(
+            f"{folder} ships no mask: {told['sentence']}.\n"
+            f"Use {summary['model']['path']} as it is, or try other settings: adapt.keep=0.99"
+        )
 
 
 def where_stopped(out: Path) -> str:
@@ -145,6 +170,16 @@ def write_json(path: Path, value: object) -> None:
     os.replace(partial, path)
 
 
+def follow_umask(place: Path) -> None:
+    """Give weights the mode of every other new file: safetensors writes them for the owner alone."""
+    probe = place / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode
+    probe.unlink()
+    for path in place.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
 def read_json(path: Path) -> dict:
     """What ``write_json`` wrote."""
     return json.loads(path.read_text(encoding="utf-8"))
@@ -152,7 +187,10 @@ def read_json(path: Path) -> dict:
 
 def read_lines(path: Path) -> list[dict]:
     """The records of a JSONL file; none where it is not there."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with path.open(encoding="utf-8") as file:  # str.splitlines would end lines inside of texts, too: at U+0085, U+2028
+        return [json.loads(line) for line in file]
 
 
 def _refuse_if_running(out: Path) -> None:

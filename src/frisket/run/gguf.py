@@ -1,4 +1,4 @@
-"""A GGUF file through llama.cpp's own converter where it is installed; otherwise the exact two commands."""
+"""A GGUF file through llama.cpp's own converter where it is installed; otherwise the exact commands."""
 
 import importlib.util
 import os
@@ -22,13 +22,14 @@ from frisket.watch import Watcher
 
 CONVERTER = "convert_hf_to_gguf.py"
 FOLDER = "LLAMA_CPP"  # environment variable: a llama.cpp source tree
+SOURCE = "https://github.com/ggml-org/llama.cpp"
 QUANTISED = "Q4_K_M"
 NOT_MADE = 2  # exit code: the user can mend it
 _HEADER = struct.Struct("<4sIQQ")  # magic, version, tensors, metadata entries (llama.cpp, docs/gguf.md)
 
 
 def export_gguf(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
-    """Convert the merged model, or say which two commands do it.
+    """Convert the merged model, or say which commands do it.
 
     The merged model is taken from ``OUT/merged``, where it is made if it is not there. Without the converter it is all
     that is written; ``exit_code`` then says that the file is not there.
@@ -40,6 +41,11 @@ def export_gguf(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     merged = merged_folder(run, watcher)
     converter = find_converter()
     if converter is None:
+        if run.recipe.model.path == "bundled":
+            watcher.warn(
+                "llama.cpp's converter refuses the bundled base, whose tokenizer is not on its list: serve the merged "
+                "model, or train on a published base"
+            )
         return _left_to_do(merged, target / "model.gguf", watcher)
     with written(target) as partial:
         partial.mkdir(parents=True)
@@ -161,8 +167,10 @@ def _left_to_do(merged: Path, file: Path, watcher: Watcher) -> dict[str, Any]:
     """What was written without the converter, and the commands that make the file."""
     watcher.warn(
         f"no GGUF file was made: llama.cpp's {CONVERTER} is not installed here ({FOLDER} may name its folder). "
-        f"The merged model was written: {merged}. These two commands remain"
+        f"The merged model lies in {merged}. These commands remain"
     )
     made = f"mkdir -p {shlex.quote(str(file.parent))} && {convert_command(merged, file)}"
     commands = [made, quantise_command(file)]
+    if not Path("llama.cpp", CONVERTER).is_file():
+        commands.insert(0, f"git clone --depth 1 {SOURCE}")
     return {"merged": str(merged), "commands": commands, "exit_code": NOT_MADE}

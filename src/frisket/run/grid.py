@@ -14,10 +14,11 @@ from frisket import __version__
 from frisket.errors import ConfigError, FrisketError, gather
 from frisket.recipe import FILE_KEYS, GRID_FILE, Recipe, load_recipe
 from frisket.run import best, comparing, measuring
+from frisket.run.differing import differing_settings
 from frisket.run.folder import SUMMARY, look, read_json, recipe_hash, write_json
 from frisket.run.prepare import prepare
 from frisket.run.training import Given, train
-from frisket.watch import Silent, Watcher, duration
+from frisket.watch import Silent, WarningsOnly, Watcher, duration
 
 CHANGES_BUDGET = ("data", "model", "evaluate", "stages", "train.epochs", "train.max_steps")
 MOST_CELLS = 1000
@@ -177,7 +178,7 @@ def train_grid(
     """Train every cell into ``out``, compare them, and write ``summary.json`` and ``compare.html``.
 
     All data are read before anything is written. A cell that fails later is told of and left behind; the others go on.
-    Finished cells are skipped with ``resume``.
+    With ``resume`` finished cells are skipped, and a grid may grow: by seeds, and by values of its knobs.
 
     Returns:
         The comparison, with ``failed`` (folder and error of each) and ``exit_code`` 1 where a cell failed.
@@ -192,6 +193,7 @@ def train_grid(
     _claim(grid, out, cells, recipes)
     failed: list[dict[str, str]] = []
     seconds: list[float] = []
+    warnings = WarningsOnly(watcher.warn)
     for number, (cell, recipe) in enumerate(zip(cells, recipes, strict=True)):
         place = out / cell.folder
         told = f"cell {number + 1} of {len(cells)}  {cell.folder}"
@@ -202,14 +204,15 @@ def train_grid(
         try:
             with watcher.progress(told, None, "steps") as advance:
                 given = Given(on_step=lambda record, advance=advance: advance(1))
-                summary = train(recipe, out=place, resume=place.exists(), given=given, watcher=_SILENT)
+                summary = train(recipe, out=place, resume=place.exists(), given=given, watcher=warnings)
         except FrisketError as error:
             failed.append({"folder": cell.folder, "error": str(error)})
             watcher.warn(f"{told} failed: {error}")
             continue
         seconds.append(time.perf_counter() - began)
         left = sum(seconds) / len(seconds) * (len(cells) - number - 1)
-        watcher.say(f"{told}: {_outcome(summary)}, {duration(seconds[-1])}, about {duration(left)} left")
+        then = f", about {duration(left)} left" if left else ""
+        watcher.say(f"{told}: {_outcome(summary)}, {duration(seconds[-1])}{then}")
     return _told(grid, out, failed, allow_unequal=allow_unequal)
 
 
@@ -246,22 +249,32 @@ def _refuse_taken(cells: Sequence[Cell], recipes: Sequence[Recipe], out: Path, r
         return
     if not resume:
         raise ConfigError(
-            f"--out {out} is not empty.\nContinue it with --resume, or give another folder: --out {out}-2"
+            f"--out {out} is not empty.\nTo train what it lacks of this grid: --resume; or give another folder: "
+            f"--out {out}-2"
         )
-    if not (out / GRID_FILE).is_file() or _identities(*_held(out)) != _identities(cells, recipes):
-        raise ConfigError(f"--out {out} holds no grid, or another one.\nGive another folder: --out {out}-2")
+    if not (out / GRID_FILE).is_file():
+        raise ConfigError(f"--out {out} holds no grid (no {GRID_FILE}).\nGive another folder: --out {out}-2")
+    if differs := _differs(load_grid(out), cells, recipes):
+        raise ConfigError(f"--out {out} holds another grid: {differs}.\nGive another folder: --out {out}-2")
     for cell, recipe in zip(cells, recipes, strict=True):
         look(out / cell.folder, recipe, resume=True)
 
 
-def _held(out: Path) -> tuple[list[Cell], Sequence[Recipe]]:
-    grid = load_grid(out)
-    return grid.cells(), grid.begun
+def _differs(held: Grid, cells: Sequence[Cell], recipes: Sequence[Recipe]) -> str:
+    """What of a grid that has begun is not so in these cells, in words; empty where they hold all of it.
 
-
-def _identities(cells: Sequence[Cell], recipes: Sequence[Recipe]) -> list[tuple[str, str, object]]:
-    """What may not change in a grid that has begun: where each cell lies, what it trains, what it measures."""
-    return [(c.folder, recipe_hash(r), r.evaluate) for c, r in zip(cells, recipes, strict=True)]
+    Each cell must be there, train the same and measure the same; there may be more cells.
+    """
+    wanted = {cell.folder: recipe for cell, recipe in zip(cells, recipes, strict=True)}
+    for cell, begun in zip(held.cells(), held.begun, strict=True):
+        recipe = wanted.get(cell.folder)
+        if recipe is None:
+            return f"it has a cell {cell.folder}, which this one has not"
+        if recipe_hash(begun) != recipe_hash(recipe) or begun.evaluate != recipe.evaluate:
+            found = differing_settings({"there": (begun, {}), "here": (recipe, {})})
+            told = [f"{e['name']} is {e['values']['there']} there and {e['values']['here']} here" for e in found]
+            return f"in its cell {cell.folder} " + ", ".join(told[:3])
+    return ""
 
 
 def _claim(grid: Grid, out: Path, cells: Sequence[Cell], recipes: Sequence[Recipe]) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,16 @@ def learning_entries(prepared: Prepared, settings: EvaluateSettings) -> tuple[Le
 
 
 def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> Before:
-    """Measure the base, within the time budget, and keep what the comparison needs of it."""
+    """Measure the base, within the time budget, and keep what the comparison needs of it.
+
+    A method may start elsewhere than at the base (a random mask, a soft prompt), so it is switched off where it can be.
+    """
+    is_kept = keeps_base(attached)
+    with attached.switched_off() if is_kept else nullcontext():
+        return _measure_base(model, sets, seed, keep_base=not is_kept)
+
+
+def _measure_base(model: Model, sets: Sets, seed: int, *, keep_base: bool) -> Before:
     started = time.perf_counter()
     shares = len(sets.learning) + len(sets.forgetting)
     if shares:
@@ -118,7 +127,7 @@ def measure_before(model: Model, sets: Sets, attached: Attached, seed: int) -> B
     bases = []
     for done, each in enumerate(sets.forgetting):
         with _told(sets, each) as progress:
-            keep_base, seconds = not keeps_base(attached), share(len(scores) + done)
+            seconds = share(len(scores) + done)
             base = forgetting.measure_base(
                 model, each, sets.instruments, keep_base=keep_base, seconds=seconds, seed=seed
             )
@@ -302,6 +311,11 @@ def own_prompts(prepared: Prepared, count: int) -> list[list[int]]:
 
 def _prompt_ids(prepared: Prepared, conversation: Conversation) -> list[int]:
     return prompt_of(conversation, prepared.template, prepared.tokenizer)
+
+
+def as_base(attached: Attached) -> AbstractContextManager[None]:
+    """The base itself, also where a method does not begin there; before training, when full fine-tuning is the base."""
+    return attached.switched_off() if keeps_base(attached) else nullcontext()
 
 
 def keeps_base(attached: Attached) -> bool:

@@ -225,12 +225,12 @@ def _attached(prepared: Prepared) -> tuple[Model, dict[str, nn.Parameter], bool]
         tokens.grow(model, prepared.added.ids)
     load.switch_off_dropout(model)
     try:
-        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
+        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(recipe.train.seed), prepared.added.ids)
     except (NotImplementedError, RuntimeError):
         model.get_input_embeddings().register_forward_hook(lambda module, args, out: out.requires_grad_())
         return model.requires_grad_(False), {}, False
     model.to(torch.device("meta"))  # adapters are made on the CPU  # pyright: ignore[reportArgumentType]
-    return model, {name: p for name, p in model.named_parameters() if name in attached.parameters()}, True
+    return model, attached.parameters(), True
 
 
 def _decoder_linears(model: Model) -> list[nn.Linear]:

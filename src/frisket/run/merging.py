@@ -26,7 +26,7 @@ from frisket.hf.heads import logits_of
 from frisket.hf.settings import ModelSettings
 from frisket.recipe import Recipe, load_recipe
 from frisket.run.adding import stored_tokenizer
-from frisket.run.folder import SUMMARY, read_json, write_json
+from frisket.run.folder import SUMMARY, follow_umask, read_json, refuse_unshipped, with_base, write_json
 from frisket.run.opening import dtype_name
 from frisket.types import Rows
 from frisket.watch import Watcher
@@ -77,7 +77,8 @@ def trained(folder: Path) -> Trained:
     """
     if not (folder / SUMMARY).exists():
         raise ConfigError(f"{folder} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {folder} --resume")
-    recipe = load_recipe(folder)
+    refuse_unshipped(folder)
+    recipe = with_base(load_recipe(folder), folder)
     artifact = folder / ("adapter" if (folder / "adapter").is_dir() else "model")
     tokenizer, template = stored_tokenizer(recipe, artifact)
     tokens.carry_template(tokenizer, template.text, template.variables)
@@ -228,6 +229,7 @@ def written(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
+        follow_umask(partial)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
     finally:

@@ -18,22 +18,43 @@ _SMALL_STEP = 256
 _REASON = 160  # characters of a reason on the screen; the file has all of it
 
 
-def tell(prepared: Prepared, watcher: Watcher) -> None:
-    """Say what was dropped, and warn of turns that nothing answers and of too few steps."""
-    dropped = dropped_line(prepared.dataset.dropped, sum(ledger.samples["read"] for ledger in prepared.ledgers))
-    if dropped:
-        watcher.say(dropped)
-    for warning in (_unanswered(prepared), _few_steps(prepared)):
-        if warning:
-            watcher.warn(warning)
+ALL_OF_A_RUN = "dropped.jsonl in the run's folder"
+_ALL_OF_A_PLAN = "frisket plan --json"
 
 
-def dropped_line(dropped: Seq[dict], read: int) -> str | None:
+def notices(prepared: Prepared, all_dropped: str = _ALL_OF_A_PLAN) -> list[str]:
+    """What was dropped, turns that nothing answers, too few steps: one line each, none where there is nothing to say.
+
+    Args:
+        all_dropped: where every dropped sample is named.
+    """
+    return [line for line in (*_of_data(prepared, all_dropped), _few_steps(prepared)) if line]
+
+
+def tell(prepared: Prepared, watcher: Watcher, all_dropped: str = _ALL_OF_A_PLAN) -> None:
+    """Warn of all that; warnings reach a person also where progress is not shown."""
+    for line in notices(prepared, all_dropped):
+        watcher.warn(line)
+
+
+def tell_of_data(prepared: Prepared, watcher: Watcher) -> None:
+    """Warn of the data alone, where nothing is to be trained."""
+    for line in filter(None, _of_data(prepared, _ALL_OF_A_PLAN)):
+        watcher.warn(line)
+
+
+def _of_data(prepared: Prepared, all_dropped: str) -> tuple[str | None, str | None]:
+    read = sum(ledger.samples["read"] for ledger in prepared.ledgers)
+    return dropped_line(prepared.dataset.dropped, read, all_dropped), _unanswered(prepared)
+
+
+def dropped_line(dropped: Seq[dict], read: int, all_dropped: str) -> str | None:
     """How many samples were left out, the commonest reason and its first place; None where there are none.
 
     Args:
         dropped: as ``dropped.jsonl`` holds them.
         read: samples that were read.
+        all_dropped: where all of them are named.
     """
     if not dropped:
         return None
@@ -42,8 +63,8 @@ def dropped_line(dropped: Seq[dict], read: int) -> str | None:
     first = next(entry for entry in dropped if _kind(entry["reason"]) == kind)
     reason = first["reason"] if len(first["reason"]) <= _REASON else f"{first['reason'][:_REASON]}…"
     return (
-        f"dropped    {len(dropped):,} of {counted(read, 'sample')}; the commonest reason ({count:,}): {reason} "
-        f"({first['place']}); all: dropped.jsonl in the run's folder, or frisket plan --json"
+        f"dropped {len(dropped):,} of {counted(read, 'sample')}; the commonest reason ({count:,}): {reason} "
+        f"({first['place']}); all: {all_dropped}"
     )
 
 

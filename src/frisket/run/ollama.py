@@ -10,11 +10,11 @@ from frisket.data.chat import encode
 from frisket.data.tokens import codec_of
 from frisket.errors import UnsupportedError
 from frisket.hf import load
-from frisket.run.folder import read_json
 from frisket.run.gguf import check_file, convert, find_converter
 from frisket.run.go_template import go_template, trims
 from frisket.run.merging import Trained, merged_folder, written
-from frisket.run.serving import serving_of
+from frisket.run.serving import config_of, serving_of
+from frisket.run.system_message import system_of
 from frisket.types import Conversation, Message, Provenance
 from frisket.watch import Watcher
 
@@ -44,7 +44,8 @@ def export_ollama(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any
         stops = stop_words(run)
         beside = target.resolve().is_relative_to(run.folder.resolve())
         adapter = os.path.relpath(run.artifact, target) if beside else f"./{run.artifact.name}"
-        (partial / "Modelfile").write_text(modelfile(run, weights, adapter, template, stops), encoding="utf-8")
+        text = modelfile(run, weights, adapter, template, stops) + _system_lines(run, template, watcher)
+        (partial / "Modelfile").write_text(text, encoding="utf-8")
     command = shlex.join(["ollama", "create", run.folder.name, "-f", str(target / "Modelfile")])
     watcher.say("checked    the template renders 5 conversations exactly as they were in training")
     return {"ollama": str(target / "Modelfile"), "from": weights, "stop": stops, "create": command}
@@ -73,12 +74,25 @@ def modelfile(run: Trained, weights: str, adapter: str, template: str, stops: li
     if trims(run.template):
         lines.append("# The chat template strips white space around contents; Ollama does not.")
     lines.append(f"FROM {weights}")
-    if not run.is_full and not serving_of(read_json(run.artifact / "adapter_config.json")).needs_merge:
+    if not run.is_full and not serving_of(config_of(run.artifact)).needs_merge:
         lines.append("# Without a merge: FROM the same base, not quantised, as Ollama's library names it, and")
         lines.append(f"# ADAPTER {adapter}")  # from the Modelfile's own folder
     lines.append(f'TEMPLATE """{template}"""')
     lines += [f"PARAMETER stop {json.dumps(stop, ensure_ascii=False)}" for stop in stops]
     return "\n".join(lines) + "\n"
+
+
+def _system_lines(run: Trained, template: str, watcher: Watcher) -> str:
+    """The system message that the training samples share, for ``SYSTEM``; empty where there is none to write."""
+    system = system_of(run.folder)
+    if system is None:
+        return ""
+    if '"""' in system.text or system.text.endswith('"') or "$.System" not in template:
+        watcher.warn(f"a Modelfile cannot hold this run's system message: {system.told()}")
+        return ""
+    watcher.say(f"system     the Modelfile sends it: {json.dumps(system.text, ensure_ascii=False)}")
+    part = "" if system.is_everywhere else f"# {system.samples:,} of {system.of:,} training samples have it.\n"
+    return f'{part}SYSTEM """{system.text}"""\n'
 
 
 def stop_words(run: Trained) -> list[str]:

@@ -20,7 +20,7 @@ from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe, load_recipe
 from frisket.run.adding import stored_tokenizer
-from frisket.run.folder import SUMMARY
+from frisket.run.folder import SUMMARY, refuse_unshipped, with_base
 from frisket.run.system_message import SystemMessage, system_of
 from frisket.watch import Watcher
 
@@ -44,6 +44,14 @@ class Opened:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """One answer, and whether ``max_new_tokens`` ended it."""
+
+    text: str
+    is_cut: bool
+
+
+@dataclass(frozen=True)
 class Chat:
     """Asks a trained model, or its base.
 
@@ -56,7 +64,12 @@ class Chat:
     stop_ids: tuple[int, ...]
     system: SystemMessage | None
 
-    def answer(self, conversations: Seq[Messages], settings: GenerateSettings, base: bool = False) -> list[str]:
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.opened.folder
+
+    def answer(self, conversations: Seq[Messages], settings: GenerateSettings, base: bool = False) -> list[Answered]:
         """Answer several conversations at once, each ending with a user's message."""
         prompts = [self._prompt(messages) for messages in conversations]
         model, off = self._side(base)
@@ -64,7 +77,7 @@ class Chat:
             answers = generate(
                 model, prompts, stop_ids=self.stop_ids, pad_id=pad_id_of(self.opened.tokenizer), settings=settings
             )
-        return [self._decode(ids) for ids in answers]
+        return [Answered(self._decode(ids), len(ids) >= settings.max_new_tokens) for ids in answers]
 
     def stream(self, messages: Messages, settings: GenerateSettings, base: bool = False) -> Reply:
         """Answer one conversation, piece by piece.
@@ -74,10 +87,11 @@ class Chat:
         """
         prompt = self._prompt(messages)
         context = load.context_length(self.opened.model.config)
-        room = settings.max_new_tokens if context is None else context - len(prompt)
+        used = len(prompt) + (0 if base else self.opened.recipe.adapt.virtual_tokens)
+        room = settings.max_new_tokens if context is None else context - used
         if room < 1:
             raise DataError(
-                f"the conversation has {len(prompt):,} tokens, and the model takes {context:,} with the answer.\n"
+                f"the conversation has {used:,} tokens, and the model takes {context:,} with the answer.\n"
                 "Take the question back and shorten it, or begin anew: /reset"
             )
         is_short = room < settings.max_new_tokens
@@ -113,7 +127,8 @@ def open_folder(folder: Path, overrides: Seq[str] = (), compute: str | None = No
     """
     if not (folder / SUMMARY).exists():
         raise ConfigError(f"{folder} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {folder} --resume")
-    recipe = load_recipe(folder, overrides)
+    refuse_unshipped(folder)
+    recipe = with_base(load_recipe(folder, overrides), folder)
     device = load.device_of(recipe.model.device)
     dtype = load.compute_type(compute or recipe.train.compute, device)
     settings = recipe.model

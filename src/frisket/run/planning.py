@@ -8,6 +8,7 @@ import torch
 
 from frisket import __version__
 from frisket.adapt.methods import attach
+from frisket.adapt.policies import needs_weights
 from frisket.errors import counted
 from frisket.hf import load, quantised, tokens
 from frisket.recipe import Recipe
@@ -15,7 +16,7 @@ from frisket.report.ledger import ledger_identities, named_ledgers
 from frisket.report.mask_view import mask_fragment
 from frisket.report.plan_page import ConstantText, plan_page
 from frisket.report.render import quoted
-from frisket.run import best, mask_free, measuring, notices
+from frisket.run import best, locating, mask_free, mask_tuning, measuring, notices
 from frisket.run.advising import advice_for, boilerplate_of
 from frisket.run.memory import Forecast, forecast
 from frisket.run.overlap import overlap_of
@@ -40,6 +41,7 @@ class Plan:
 
     Attributes:
         dropped: what was left out: sample, place, reason, tokens.
+        notices: what a person should not miss, as warned of.
         ledgers: one a source, over the planned steps.
         laying: arrangement, backend, rows.
         why_so: why this arrangement.
@@ -62,6 +64,7 @@ class Plan:
     samples: int
     held_out: int
     dropped: tuple[dict[str, Any], ...]
+    notices: tuple[str, ...]
     longest: int
     ledgers: tuple[Ledger, ...]
     laying: Laying
@@ -88,6 +91,7 @@ class Plan:
             "samples": self.samples,
             "held_out": self.held_out,
             "dropped": list(self.dropped),
+            "notices": list(self.notices),
             "longest": self.longest,
             "tokens": whole.as_dict() | {"sources": [ledger.as_dict() for ledger in self.ledgers]},
             "attend": self._attend(),
@@ -195,10 +199,15 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         FrisketError: whatever training would refuse before its first step, but for checks that need the weights.
     """
     mask_free.check(recipe)
+    mask_tuning.check(recipe)
+    recipe = locating.planned(recipe, watcher)
+    if needs_weights(recipe.adapt.where):
+        watcher.say("kappa      which matrices, plan --names says from their weights; counted here: as many, largest")
     require(recipe.train.track)
     prepared = prepare(recipe, watcher)
     quantised.refuse_here(recipe.model.load, prepared.config, load.device_of(recipe.model.device))
     best.rule_of(prepared.recipe, measuring.names_of(prepared))
+    mask_tuning.tell(prepared, watcher)
     notices.tell(prepared, watcher)
     recipe = prepared.recipe
     moving, parameters, adapter = _parameters(recipe, prepared)
@@ -214,6 +223,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         sum(len(family) for family in prepared.order.families),
         len(prepared.dataset.held_out),
         tuple(prepared.dataset.dropped),
+        tuple(notices.notices(prepared)),
         int(prepared.dataset.lengths.max()),
         prepared.ledger_of_steps(prepared.total_steps),
         prepared.laying,
@@ -242,7 +252,7 @@ def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
     sources = [source.path for source in plan.recipe.data]
     text = plan_page(
         plan.recipe.name or "plan",
-        plan.facts(),
+        [*plan.facts(), *(("warning", line) for line in plan.notices)],
         plan.named_ledgers(),
         version=__version__,
         advice=[(f"{path}: {advice.text}", f"{advice.source}; {advice.fix}") for path, advice in plan.advice],
@@ -272,17 +282,6 @@ def _taught(recipe: Recipe) -> str:
     return f"policy {teach.policy}{weights}{others}; {loss}, divided by {teach.normaliser}"
 
 
-def module_names(recipe: Recipe, *, watcher: Watcher) -> dict[str, int]:
-    """Dotted path of every module with parameters, and how many it has: what ``adapt.where`` matches."""
-    with torch.device("meta"):
-        model = load.empty_model(load.load_config(recipe.model))
-    return {
-        name: sum(p.numel() for p in module.parameters())
-        for name, module in model.named_modules()
-        if name and any(True for _ in module.parameters())
-    }
-
-
 def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, dict[str, Any] | None]:
     """Moving and all parameters, counted without loading a weight, and what the adapter will say of itself."""
     with torch.device("meta"):
@@ -290,7 +289,7 @@ def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, di
         tokens.grow(model, prepared.added.ids)
     parameters = sum(p.numel() for p in model.parameters())
     try:
-        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(0), prepared.added.ids)
+        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(recipe.train.seed), prepared.added.ids)
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
         with torch.device("meta"):
             untouched = load.empty_model(prepared.config)

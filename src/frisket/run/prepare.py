@@ -18,7 +18,7 @@ from frisket.hf.load import context_length, load_config
 from frisket.hf.quantised import refuse_method
 from frisket.recipe import Recipe
 from frisket.run import adding, rates
-from frisket.run.arranging import laying_of
+from frisket.run.arranging import laying_of, room_for_samples
 from frisket.run.sharing import shared_by_source
 from frisket.run.teaching import Teacher, constant_text_of, say_unused, taught_ledgers
 from frisket.supervise.boilerplate import Phrase
@@ -45,7 +45,7 @@ class Prepared:
         total_steps: optimizer steps of the run.
         teaching: what each source teaches.
         ledgers: one a source, complete but for the planned steps.
-        context: longest sample of the model, or None.
+        context: longest sample of the model, beside its virtual tokens; or None.
         settled: what `auto` became: the size of a step and the peak rate; ``recipe`` holds the same numbers.
         added: tokens that the base does not have.
     """
@@ -64,6 +64,10 @@ class Prepared:
     context: int | None
     settled: rates.Settled
     added: adding.Added
+
+    def tokenize(self, text: str) -> list[int]:
+        """Token ids of a plain text, without special tokens."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def weighted(self, index: int) -> Weighted:
         """A sample and its weights as targets."""
@@ -134,11 +138,11 @@ def prepare(
         DataError: samples that cannot be used, gathered.
     """
     config = config or load_config(recipe.model)
-    refuse_method(recipe.model.load, config, recipe.adapt.method)
+    refuse_method(recipe.model.load, config, recipe.adapt.method, recipe.adapt.about.quantised)
     tokenizer, template, added = adding.tokenizer_of(recipe, tokenizer, config, watcher)
     teacher = Teacher(recipe, tokenizer)
     say_unused(recipe, watcher)
-    context = context_length(config)
+    context = room_for_samples(context_length(config), recipe.adapt.virtual_tokens)
     dataset = build(
         recipe.data,
         template,

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from frisket.adapt.mft import Mft
+from frisket.adapt.policies import place_of, with_place
 from frisket.adapt.rates import Rate, rate_of
 from frisket.errors import ConfigError
 from frisket.recipe import RECIPE_FILE, Recipe, load_recipe
@@ -18,6 +20,9 @@ AUTO = "auto"
 AS_ASKED = "as the recipe says"
 SETTLED_FILE = "settled.json"
 """In the folder of a run: the size of a step and the rate, each with its reason."""
+SEARCH_FILE = "search.json"
+LOCATED_FILE = "located.json"
+"""In the folder of a run with ``adapt.search``: the groups of layers that were tried, and the one that was taken."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ def kept(recipe: Recipe, out: Path) -> Recipe:
 
     What the earlier recipe gave as a number was not settled, so ``auto`` stays ``auto`` and is another recipe.
     """
+    recipe = settled_place(settled_layers(recipe, out), out)
     if not (out / RECIPE_FILE).is_file():
         return recipe
     stored, before = load_recipe(out).train, _before(out)
@@ -131,6 +137,26 @@ def kept(recipe: Recipe, out: Path) -> Recipe:
         if getattr(recipe.train, name) == AUTO and before.get(f"{name}_why") != AS_ASKED
     ]
     return _with(recipe, {name: getattr(stored, name) for name in names})
+
+
+def settled_layers(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the layers that a finished search of this folder took (``adapt.search``)."""
+    method, file = recipe.adapt, out / SEARCH_FILE
+    if not (isinstance(method, Mft) and method.search and file.is_file()):
+        return recipe
+    held = json.loads(file.read_text(encoding="utf-8"))
+    if held["size"] != method.search:
+        return recipe
+    return recipe.model_copy(update={"adapt": method.model_copy(update={"where": held["where"], "search": None})})
+
+
+def settled_place(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the layer that a finished search of this folder chose (``{locate: search}``)."""
+    place, file = place_of(recipe.adapt.where), out / LOCATED_FILE
+    if place is None or not place.is_search or not file.is_file():
+        return recipe
+    where = with_place(recipe.adapt.where, json.loads(file.read_text(encoding="utf-8"))["place"])
+    return recipe.model_copy(update={"adapt": recipe.adapt.model_copy(update={"where": where})})
 
 
 def _before(out: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from frisket.train.loop import keep_records
 from frisket.types import Provenance, Sequence
 
 SAMPLES = "samples.jsonl"
-_EXAMPLES = 2
+_EXAMPLES = 3
 _ASKED = (Provenance.USER, Provenance.TOOL_RESULT)
 
 

@@ -1,5 +1,7 @@
 """Whether vLLM can serve an adapter as it is, or needs a merged model.
 
+An adapter says of itself what it is: PEFT's in ``adapter_config.json``, frisket's own in ``frisket_adapter.json``.
+
 Source: vLLM 0.26 (`docs.vllm.ai/en/v0.26.0/api/vllm/config/lora`, `vllm/lora/peft_helper.py`, `vllm/lora/utils.py`).
 What its loader does not read is refused there by name (DoRA, `modules_to_save`, a trained bias, rows of added tokens:
 vLLM issue 36501) or applied wrongly (ranks and scales of single modules are not read; LoRA on fused expert tensors is
@@ -17,7 +19,8 @@ from torch import nn
 
 from frisket.adapt.base import MethodSettings
 from frisket.adapt.full import Full
-from frisket.adapt.peft import Peft
+from frisket.adapt.peft import PEFT_CONFIG, SOFT_PROMPTS, Peft, PeftMethod
+from frisket.adapt.sparse import HEADER
 
 VLLM = "0.26"
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank may be
@@ -35,17 +38,19 @@ class Serving:
         is_full: the run made a whole model, so there is no adapter to ask about.
         max_lora_rank: what ``--max-lora-rank`` must be, at least; None where the adapter cannot be served.
         reasons: why the adapter needs a merge; empty where it does not.
+        merges: whether it can be merged at all.
         notes: what to know although it is served.
     """
 
     is_full: bool = False
     max_lora_rank: int | None = None
     reasons: tuple[str, ...] = ()
+    merges: bool = True
     notes: tuple[str, ...] = ()
 
     @property
     def needs_merge(self) -> bool:
-        """Whether only a merged model can be served."""
+        """Whether the adapter itself cannot be served."""
         return bool(self.reasons)
 
     def line(self, base: str, out: str | Path = "OUT") -> str:
@@ -53,6 +58,8 @@ class Serving:
         told = f"; {'; '.join(self.notes)}" if self.notes else ""
         if self.is_full:
             return f"vLLM {VLLM} serves the model as it is: vllm serve {shlex.quote(f'{out}/model')}{told}"
+        if not self.merges:
+            return f"vLLM {VLLM} cannot serve it ({'; '.join(self.reasons)}), and it cannot be merged: frisket generate"
         if self.needs_merge:
             return (
                 f"vLLM {VLLM} needs a merge ({'; '.join(self.reasons)}): "
@@ -69,6 +76,7 @@ class Serving:
         return {
             "vllm": VLLM,
             "as_it_is": not self.needs_merge,
+            "merges": self.merges,
             "max_lora_rank": self.max_lora_rank,
             "reasons": list(self.reasons),
             "notes": list(self.notes),
@@ -79,13 +87,15 @@ def serving_of(config: Mapping[str, Any] | None, load: str = "none") -> Serving:
     """The verdict on an adapter.
 
     Args:
-        config: what ``adapter_config.json`` says; None for a run that made a whole model.
+        config: what the adapter says of itself; None for a run that made a whole model.
         load: how the base was quantised in training (``model.load``).
     """
     if config is None:
         return Serving(is_full=True)
-    if config["peft_type"] != "LORA":
-        return Serving(reasons=(f"it serves LoRA only, not {config['peft_type']}",))
+    kind = config.get("peft_type") or config["method"]
+    if kind != "LORA":
+        merges = config.get("merges", kind not in SOFT_PROMPTS)
+        return Serving(reasons=(f"it serves LoRA only, not {kind}",), merges=merges)
     rank = int(config["r"])
     reasons = [reason for holds, reason in _refused(config, rank) if holds]
     notes = [] if load == "none" else [f"trained on a {load} base: only a merge is exactly what was trained"]
@@ -100,8 +110,19 @@ def serving_of(config: Mapping[str, Any] | None, load: str = "none") -> Serving:
 
 def serving_line(out: Path, base: str, load: str) -> str:
     """One line on a finished run; ``load`` as in ``serving_of``."""
-    config = out / "adapter" / "adapter_config.json"
-    return serving_of(json.loads(config.read_text()) if config.exists() else None, load).line(base, out)
+    adapter = out / "adapter"
+    return serving_of(config_of(adapter) if adapter.exists() else None, load).line(base, out)
+
+
+def config_of(adapter: Path) -> dict[str, Any]:
+    """What a saved adapter says of itself."""
+    name = PEFT_CONFIG if is_of_peft(adapter) else HEADER
+    return json.loads((adapter / name).read_text(encoding="utf-8"))
+
+
+def is_of_peft(adapter: Path) -> bool:
+    """Whether PEFT reads an adapter's folder."""
+    return (adapter / PEFT_CONFIG).exists()
 
 
 def _refused(config: Mapping[str, Any], rank: int) -> list[tuple[bool, str]]:
@@ -129,6 +150,8 @@ def expected_config(
     """
     if isinstance(adapt, Full):
         return None
+    if not isinstance(adapt, PeftMethod):
+        return {"method": adapt.label, "merges": adapt.about.merges}
     if attached is not None:
         configs: Any = attached.peft_config
         config = configs["default"].to_dict()

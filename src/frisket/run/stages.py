@@ -1,16 +1,21 @@
 """Stages: deltas over the recipe, run in order into one output folder, each starting from what the one before made.
 
-In this version the adapter is carried from stage to stage, so ``adapt`` and ``model`` are the same in all of them. Each
-stage has its own folder ``OUT/stage-N`` with its ledger and checkpoints, a fresh optimizer and a fresh schedule.
+A stage with the method of the stage before it goes on with the same adapter. A stage that changes ``adapt``, or whose
+`where` chooses anew (``{half: category}``), starts from the merged result of the stage before it, as from a base of its
+own: ``OUT/stage-N/merged``, or ``OUT/stage-N/model`` after full fine-tuning. What its method draws at random is then
+drawn with the stage's own seed. Each stage has its own folder ``OUT/stage-N`` with its ledger and checkpoints, a fresh
+optimizer and a fresh schedule.
 """
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from frisket.adapt.policies import redraws
 from frisket.errors import UnsupportedError
+from frisket.hf.settings import ModelSettings
 from frisket.recipe import Recipe
-from frisket.run import best, folder, mask_free
+from frisket.run import best, folder, mask_free, mask_tuning, merging
 from frisket.run.training import Given, train_one
 from frisket.watch import Watcher
 
@@ -19,22 +24,29 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
     """Train all stages; the last one's adapter, report and card are the run's.
 
     Raises:
-        UnsupportedError: a stage changes ``adapt``, or says ``continue: true``.
+        UnsupportedError: a stage says ``continue: true``, or changes ``adapt`` on a model that was handed over.
     """
     stages = [recipe.stage(index) for index in range(len(recipe.stages))]
-    _refuse(recipe, stages)
+    _refuse(recipe, stages, given)
     for stage in stages:
         mask_free.check(stage, is_stage=True)
+        mask_tuning.check(stage)
     summaries: list[dict] = []
     with folder.claimed(out, recipe):
-        for index, stage in enumerate(stages):
-            place = out / f"stage-{index + 1}"
+        base: ModelSettings | None = None
+        for index, asked in enumerate(stages):
+            place, before = out / f"stage-{index + 1}", out / f"stage-{index}"
             watcher.say(f"stage      {index + 1} of {len(stages)}")
+            is_fresh = index > 0 and starts_afresh(stages[index - 1], asked)
+            if is_fresh:
+                base = _merged(before, recipe.model, watcher)
+                given = replace(given, tokenizer=None, stage=index)
+            stage = asked if base is None else asked.model_copy(update={"model": base})
             found = folder.look(place, stage, resume)
             if found.is_finished:
                 summaries.append(folder.read_json(place / folder.SUMMARY))
                 continue
-            start = best.result_of(out / f"stage-{index}") if index else None
+            start = best.result_of(before) if index and not is_fresh else None
             summaries.append(train_one(stage, place, found, replace(given, start=start), None, watcher))
         last = out / f"stage-{len(stages)}"
         for name in ("adapter", "model", "report.html", "README.md", "environment.json"):
@@ -43,19 +55,32 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
             **summaries[-1],
             "recipe": recipe.name or "recipe",
             "stages": summaries,
-            "next": f"frisket generate {out} --chat",
+            **({"next": f"frisket generate {out} --chat"} if "next" in summaries[-1] else {}),
         }
         folder.write_json(out / folder.SUMMARY, summary)
     return summary
 
 
-def _refuse(recipe: Recipe, stages: list[Recipe]) -> None:
+def starts_afresh(before: Recipe, stage: Recipe) -> bool:
+    """Whether a stage puts its method on the merged result of the stage before it."""
+    return stage.adapt != before.adapt or redraws(stage.adapt.where)
+
+
+def _merged(before: Path, asked: ModelSettings, watcher: Watcher) -> ModelSettings:
+    """The model that a stage made, as a base; loaded as the recipe asks (its folder stands for itself otherwise)."""
+    run = merging.trained(before)
+    merged = merging.merged_folder(run, watcher).resolve()
+    watcher.say(f"base       {merged}: what the stage before it made")
+    return run.plain(merged).model_copy(update={"load": asked.load})
+
+
+def _refuse(recipe: Recipe, stages: list[Recipe], given: Given) -> None:
     for index, stage in enumerate(stages):
-        if stage.adapt != recipe.adapt:
+        if given.model is not None and index and starts_afresh(stages[index - 1], stage):
             raise UnsupportedError(
-                f"stages.{index}.adapt: in this version the adapter is carried from stage to stage, so all stages "
-                "share one.\n"
-                "Say it once, at the top of the recipe: adapt.method=…"
+                f"stages.{index} starts from the merged result of the stage before it, which needs the base's files, "
+                "and a loaded model was given.\n"
+                "Give its folder or hub id: model.path=FOLDER"
             )
         if recipe.continues(index):
             raise UnsupportedError(

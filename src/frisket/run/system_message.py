@@ -1,5 +1,6 @@
 """The system message that a run's training samples share: without it the model is asked what it was never taught."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,11 @@ class SystemMessage:
     def is_everywhere(self) -> bool:
         """Whether every training sample has it."""
         return self.samples == self.of
+
+    def told(self) -> str:
+        """What a person who serves the model must know, in one line."""
+        of = "every training sample" if self.is_everywhere else f"{self.samples:,} of {self.of:,} training samples"
+        return f"send the system message of {of} with every request: {json.dumps(self.text, ensure_ascii=False)}"
 
 
 class _Head(NamedTuple):

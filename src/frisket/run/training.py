@@ -13,14 +13,29 @@ import torch
 from frisket.adapt.base import Attached
 from frisket.adapt.head import has_adapted_tied_head
 from frisket.adapt.methods import attach
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError, ConfigError, counted
 from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
 from frisket.hf.mixture import router_losses
 from frisket.recipe import Recipe
-from frisket.run import baseline, best, finishing, folder, mask_free, measuring, memory, notices, rates
+from frisket.run import (
+    baseline,
+    best,
+    finishing,
+    folder,
+    grafting,
+    layer_search,
+    locating,
+    mask_free,
+    mask_tuning,
+    measuring,
+    memory,
+    notices,
+    rates,
+)
 from frisket.run.during import During
 from frisket.run.exhausted import told_with_knobs
+from frisket.run.matching import write_choice
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.overlap import overlap_of, warned
 from frisket.run.prepare import Prepared, Records, prepare
@@ -63,6 +78,7 @@ class Given:
 
     Attributes:
         start: checkpoint of an earlier stage, whose weights (not its optimizer) this run begins with.
+        stage: index of the stage that put the method on the model that this run begins with.
     """
 
     model: Model | None = None
@@ -70,6 +86,7 @@ class Given:
     records: Records | None = None
     on_step: Callable[[StepRecord], None] | None = None
     start: Path | None = None
+    stage: int = 0
 
 
 _NOTHING, _SILENT = Given(), Silent()
@@ -88,10 +105,10 @@ def train_one(
     require(settings.track)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    prepared = _prepared(rates.kept(recipe, out), given, overfit, watcher)
+    prepared = _prepared(_searched(recipe, out, given, watcher), given, overfit, watcher)
     prepared = replace(prepared, settled=prepared.settled.remembered(out))
     recipe = prepared.recipe
-    loaded = load_ready(recipe, prepared, given.model, watcher)
+    loaded = load_ready(recipe, prepared, given.model, watcher, given.stage)
     checks = check_before(prepared, loaded, watcher)
     with folder.claimed(out, recipe):
         _write_facts(out, prepared, loaded)
@@ -119,21 +136,28 @@ def train_one(
                 totals = run_loop(run, start)
             training = time.perf_counter() - training_began
             measured = during.end(totals.step)
-        finishing.check_moved(start_values, loaded.optimizer.masters, totals.step)
+        finishing.check_moved(start_values, loaded.optimizer.masters, during.result_step())
+        graft = grafting.judged(loaded, sets, before, watcher)
         release()
-        artifacts, checked = finishing.save_and_verify(out, prepared, loaded, checks)
+        artifacts, checked, tuned = mask_tuning.save(out, prepared, loaded, checks, sets, before, start_values, watcher)
         verdict = explain(prepared, loaded, totals) if overfit else None
         seconds = {"total": time.perf_counter() - began, "training": training, "before": training_began - began}
         summary = (
             finishing.summarise(recipe, prepared, loaded, totals, measured, checked, artifacts, seconds, verdict, start)
             | during.summary()
             | {"overlap": shared, "train": prepared.settled.as_dict()}
-            | {"memory": memory.spent(loaded.foreseen, loaded.device)}
+            | {"memory": memory.spent(loaded.foreseen, loaded.device), **tuned, **graft}
         )
         finishing.write_report(out, summary, recipe, prepared)
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
+
+
+def _searched(recipe: Recipe, out: Path, given: Given, watcher: Watcher) -> Recipe:
+    """The recipe with what earlier starts settled, and with the layers that a search finds."""
+    recipe = layer_search.searched(rates.kept(recipe, out), out, given, watcher)
+    return locating.searched(recipe, out, given, watcher)
 
 
 def _write_facts(out: Path, prepared: Prepared, loaded: Loaded) -> None:
@@ -142,6 +166,7 @@ def _write_facts(out: Path, prepared: Prepared, loaded: Loaded) -> None:
     folder.write_json(out / "environment.json", facts)
     folder.write_json(out / rates.SETTLED_FILE, prepared.settled.as_dict())
     finishing.write_dropped(out, prepared.dataset.dropped)
+    write_choice(out, loaded.attached)
 
 
 def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watcher) -> Prepared:
@@ -155,12 +180,17 @@ def _prepared(recipe: Recipe, given: Given, overfit: int | None, watcher: Watche
     )
     if overfit is None:
         best.rule_of(prepared.recipe, measuring.names_of(prepared))
-    notices.tell(prepared, watcher)
+        mask_tuning.tell(prepared, watcher)
+    notices.tell(prepared, watcher, notices.ALL_OF_A_RUN)
     return prepared
 
 
-def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher) -> Loaded:
-    """Load the model, attach the method, make masters, choose what is recomputed."""
+def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher: Watcher, stage: int = 0) -> Loaded:
+    """Load the model, attach the method, make masters, choose what is recomputed.
+
+    Args:
+        stage: index of the stage that attaches the method; each draws anew.
+    """
     if model is not None:
         quantised.refuse_given(recipe.model.load, model, load.files_quantised(recipe.model))
     device = load.device_of(recipe.model.device) if model is None else model.device
@@ -179,8 +209,8 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     dropped_out = load.switch_off_dropout(model)
     if dropped_out:
         watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
-    rng = torch.Generator().manual_seed(recipe.train.seed)
-    attached = attach(method, model, rng, prepared.added.ids)
+    rng = torch.Generator().manual_seed(stage_seed(recipe.train.seed, stage))
+    attached = attach(method, model, rng, prepared.added.ids, prepared.tokenize)
     if has_adapted_tied_head(model):
         watcher.warn("the head is tied to the embedding; merge with frisket export: PEFT's merge would move both")
     if told := router_losses(model.config):
@@ -194,7 +224,8 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     load.recompute_layers(model, layers)
     moving = sum(p.numel() for p in attached.parameters().values())
     total = sum(quantised.entries(p) for p in model.parameters())
-    base = total - (moving if method.method != "full" else 0)
+    inside = sum(p.numel() for p in model.parameters() if p.requires_grad)  # some methods' lie beside the model
+    base = total - (inside if method.method != "full" else 0)
     watcher.say(
         f"model      {recipe.model.path}: {base:,} parameters on {device} in {str(compute).removeprefix('torch.')}"
     )
@@ -208,6 +239,11 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     for line in (*prepared.settled.lines(), *quantised.lines(model), *optimizer.lines()):
         watcher.say(line)
     return Loaded(model, attached, optimizer, device, compute, base_dtype, foreseen)
+
+
+def stage_seed(seed: int, stage: int) -> int:
+    """Seed of what a method draws in a stage; the first stage's is the run's own."""
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0] >> 2) if stage else seed
 
 
 _ROWS = {
@@ -232,7 +268,8 @@ def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks
     members = first if len(first) > 1 else np.concatenate(prepared.order.families)
     samples = [prepared.dataset[int(i)] for i in members[:64]]
     checks = check_model(loaded.model, samples, prepared.laying)
-    watcher.say(f"checked    seam: {checks.seam} · own forward: {checks.conformance} · isolation: {checks.isolation}")
+    told = " · ".join(f"{name}: {found}" for name, found in checks.as_dict().items())
+    watcher.say(f"checked    all {len(checks.as_dict())} passed · {told}")
     return checks
 
 
@@ -331,8 +368,12 @@ class _deterministic:  # noqa: N801  reads as a word after `with`
 
 
 def _matches(attached: Attached) -> str:
-    told = ", ".join(f"{pattern} ({count})" for pattern, count in attached.match.by_pattern.items())
-    return f"where {told} parameters of the base"
+    found = attached.match.by_pattern.items()
+    told = ", ".join(f"{pattern} ({counted(count, 'tensor')} of the base)" for pattern, count in found)
+    told += "".join(f", of which {policy} leaves {count}" for policy, count in attached.match.by_policy.items())
+    if not told:
+        return "none of the base's"
+    return f"where {told}"
 
 
 def _raise_if_not_fitted(verdict: Verdict | None) -> None:
@@ -364,6 +405,7 @@ def train(
         FrisketError: see ``errors.py``; before the first step nothing is left behind.
     """
     mask_free.check(recipe, overfit=overfit)
+    mask_tuning.check(recipe, overfit=overfit)
     found = folder.look(out, recipe, resume)
     if found.is_finished and recipe.attend.compare:
         summary = folder.read_json(out / folder.SUMMARY)

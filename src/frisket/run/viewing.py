@@ -20,6 +20,7 @@ from frisket.recipe import Recipe
 from frisket.report.mask_data import PolicyView, RowView, Target, Window
 from frisket.report.mask_terminal import print_rows
 from frisket.report.mask_view import mask_view
+from frisket.run.notices import tell_of_data
 from frisket.run.prepare import Prepared, prepare
 from frisket.supervise.predictions import path_between, predictions
 from frisket.supervise.settings import TeachSettings
@@ -80,6 +81,7 @@ def view(
                 f"--compare {nearest(name, known) or 'all'}"
             )
     prepared = prepare(recipe, watcher)
+    tell_of_data(prepared, watcher)
     policies = other_policies(recipe) if compare is None else list(compare)
     if sample is None:
         samples = samples or (VIEW_SAMPLES if console is None else TERMINAL_SAMPLES)

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from frisket.adapt.roots import root_of, taken_off
 from frisket.attend.pack import Arrangement, pack
 from frisket.attend.reference import path_to
 from frisket.errors import CheckError
@@ -15,6 +16,7 @@ from frisket.hf.forward import Model, hidden_states
 from frisket.hf.heads import head_of
 from frisket.hf.layers import refuse_other_towers
 from frisket.hf.load import is_mixture, layer_counts
+from frisket.hf.roots import check_layers, with_root
 from frisket.prefixes import sort_by_prefix
 from frisket.train.step import Laying
 from frisket.types import ROOT, Rows, Sequence
@@ -65,18 +67,29 @@ def check_model(model: Model, samples: Seq[Sequence], laying: Laying) -> Checks:
             default=_part(samples[0], 0, CONFORMANCE_TOKENS),
         )
         one = pack([longest], "alone", 1)[0]
-        seam = check_seam(model, one, laying.backend)
-        difference, bar = conformance(model, one, laying.backend)
-        if not difference <= bar:
-            raise CheckError(
-                f"frisket's forward differs from {type(model).__name__}'s own by {difference:.2g} in a logit (allowed: "
-                f"{bar:.2g}).\n"
-                "Something that this model adds to attention or logits is not honoured. Please report the model."
-            )
+        check_layers(model)
+        with taken_off(model):
+            seam = check_seam(model, one, laying.backend)
+            difference, bar = _conforms(model, one, laying.backend)
+        told = f"{difference:.2g} of {bar:.2g} allowed"
+        if root_of(model) is not None:
+            difference, bar = _conforms(model, one, laying.backend)
+            told += f", with the virtual tokens {difference:.2g} of {bar:.2g}"
         isolation = probe(model, _few(samples, laying.arrangement), laying, bar)
     finally:
         model.train(was_training)
-    return Checks(seam, f"{difference:.2g} of {bar:.2g} allowed", isolation)
+    return Checks(seam, told, isolation)
+
+
+def _conforms(model: Model, rows: Rows, backend: str) -> tuple[float, float]:
+    difference, bar = conformance(model, rows, backend)
+    if not difference <= bar:
+        raise CheckError(
+            f"frisket's forward differs from {type(model).__name__}'s own by {difference:.2g} in a logit (allowed: "
+            f"{bar:.2g}).\n"
+            "Something that this model adds to attention or logits is not honoured. Please report the model."
+        )
+    return difference, bar
 
 
 @torch.no_grad()
@@ -191,6 +204,8 @@ def _probe_segment(model: Model, rows: Rows, segment: int, laying: Laying, allow
     same = f"within {allowed:.1g}" if allowed else "bit-identical"
     kind = "a shared segment" if below and laying.arrangement == "forest" else "a sample"
     follow = f", the {int(under.sum())} that follow it change" if below else ""
+    if not others.any():
+        return f"{kind} replaced: every other token of the row follows it, so none had to stay the same{follow}"
     return f"{kind} replaced: {int(others.sum())} foreign tokens {same}, gradient into it {leak:g}{follow}"
 
 
@@ -226,8 +241,16 @@ def _gradient_into(model: Model, rows: Rows, backend: str, own: Tensor, others: 
 
 
 def _own_logits(model: Model, ids: np.ndarray, implementation: str) -> Tensor:
+    """Logits of rows by the model itself, which then has its root in front of each."""
+    words = torch.from_numpy(ids).to(model.device)
     with own_attention(model, implementation):
-        logits = model(input_ids=torch.from_numpy(ids).to(model.device), use_cache=False).logits.flatten(0, 1)
+        if root_of(model) is None:
+            logits = model(input_ids=words, use_cache=False).logits
+        else:
+            every = torch.ones_like(words)
+            inputs = {"input_ids": words, "attention_mask": every, "position_ids": every.cumsum(1) - 1}
+            logits = model(**with_root(model, inputs)).logits[:, -words.shape[1] :]
+    logits = logits.flatten(0, 1)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 

@@ -212,10 +212,13 @@ def _until(steps: Iterator[Step], epoch: int, index: int) -> Iterator[Step]:
 
 def keep_records(path: Path, done: int) -> None:
     """Drop the lines of a record that lie after a step, and what was half-written."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", newline="\n") as file:  # only \n ends a line: answers may hold U+2028
+        lines = list(file)
     kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]
     if kept != lines:
-        path.write_text("".join(kept))
+        path.write_text("".join(kept), encoding="utf-8", newline="\n")
 
 
 class _Record:

@@ -71,7 +71,8 @@ class Optimizer:
         decaying = {
             name for name, master in self.masters.items() if (method.decays(name) if method else master.dim() > 1)
         }
-        self._update = own or _make_update(_groups(self.masters, settings, wide, decaying), settings)
+        factors = {name: method.rate_factor(name) if method else 1.0 for name in self.masters}
+        self._update = own or _make_update(_groups(self.masters, settings, wide, decaying, factors), settings)
 
     def accumulate(self) -> None:
         """Add the gradients of one micro-batch into the buffers and clear them."""
@@ -111,7 +112,7 @@ class Optimizer:
     def update(self, rate: float) -> None:
         """Move the masters by one step; ``write_back`` rounds them into the model."""
         for group in self._update.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)  # a method's own rule has none
         self._update.step()
         if self.scale is not None:
             self.scale.passed()
@@ -193,14 +194,19 @@ def _moment(settings: TrainSettings) -> Moment:
 
 
 def _groups(
-    masters: Mapping[str, Tensor], settings: TrainSettings, wide: Collection[str], decaying: Collection[str]
+    masters: Mapping[str, Tensor],
+    settings: TrainSettings,
+    wide: Collection[str],
+    decaying: Collection[str],
+    factors: Mapping[str, float],
 ) -> list[dict[str, Any]]:
-    """What decays (matrices, as a rule) and the rest; those whose moments stay wide apart."""
-    kinds: dict[tuple[bool, bool], list[Tensor]] = {}
+    """What decays (matrices, as a rule) and the rest; those whose moments stay wide, or with another rate, apart."""
+    kinds: dict[tuple[bool, bool, float], list[Tensor]] = {}
     for name, master in masters.items():
-        kinds.setdefault((name in decaying, settings.optimizer == "adamw-8bit" and name in wide), []).append(master)
+        is_wide = settings.optimizer == "adamw-8bit" and name in wide
+        kinds.setdefault((name in decaying, is_wide, factors[name]), []).append(master)
     return [
-        {"params": kinds[kind], "weight_decay": settings.weight_decay if kind[0] else 0.0}
+        {"params": kinds[kind], "weight_decay": settings.weight_decay if kind[0] else 0.0, "factor": kind[2]}
         | ({"wide": True} if kind[1] else {})
         for kind in sorted(kinds, reverse=True)
     ]

@@ -22,7 +22,11 @@ from frisket.types import MicroBatch
 
 @dataclass(frozen=True)
 class Laying:
-    """How the samples of a step become micro-batches, and how their attention and their loss are computed."""
+    """How the samples of a step become micro-batches, and how their attention and their loss are computed.
+
+    Attributes:
+        virtual_tokens: what the method puts in front of every row; counted as computed, beside ``row_tokens``.
+    """
 
     arrangement: Arrangement
     row_tokens: int
@@ -30,6 +34,7 @@ class Laying:
     backend: str
     chunk_tokens: int
     loss: LossRule = CROSS_ENTROPY
+    virtual_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class StepInput:
     Attributes:
         divisor: what the summed loss is divided by.
         flat_tokens: tokens of the samples.
-        computed_tokens: tokens that go through the model, padding included.
+        computed_tokens: tokens that go through the model, padding and virtual ones included.
         supervised_tokens: targets with weight != 0, each sample's own.
     """
 
@@ -69,7 +74,7 @@ def lay_out(samples: Seq[Weighted], laying: Laying, rule: str | float) -> StepIn
         micro_batches,
         normaliser(weights, rule),
         sum(len(sequence) for sequence, _ in samples),
-        sum(rows.computed_tokens for rows in batches),
+        sum(rows.computed_tokens + len(rows.input_ids) * laying.virtual_tokens for rows in batches),
         sum(int(np.count_nonzero(w)) for w in weights),
         tuple(sequence.sample_id for sequence, _ in samples),
     )

@@ -1,0 +1,96 @@
+"""`frisket export OUT --undo FOLDER`: take a sparse adapter's change out of a model folder again, bit for bit.
+
+Works on the files: tensors that the change does not touch are copied as they are.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from frisket.adapt import sparse
+from frisket.adapt.tuned import places_of
+from frisket.errors import CheckError, ConfigError, UnsupportedError, counted
+from frisket.run.folder import SUMMARY
+from frisket.run.merging import MADE_OF, written
+from frisket.watch import Watcher
+
+
+def undo(run: Path, model: Path, *, into: Path | None, watcher: Watcher) -> dict[str, Any]:
+    """Write a model folder without the change that a run's sparse adapter made in it.
+
+    Args:
+        run: run folder whose adapter was merged.
+        model: folder of the merged model; it is left as it is.
+        into: folder to write; default ``OUT/undone``.
+
+    Raises:
+        ConfigError: the run is not finished, the target holds something, or there is no model in the folder.
+        UnsupportedError: the adapter is not sparse, so its merge cannot be taken back.
+        CheckError: the model does not hold this change, or not this change alone.
+    """
+    target = into or run / "undone"
+    changes = _changes_of(run)
+    if not model.is_dir():
+        raise ConfigError(f"--undo {model}: there is no such folder.\nMerge first: frisket export {run} --to merged")
+    files = places_of(model)
+    missing = [name for name in changes if name not in files]
+    if missing:
+        raise CheckError(
+            f"{model} lacks {len(missing)} of the {len(changes)} changed tensors, first {missing[0]}.\n"
+            f"Give the model that {run} was merged into."
+        )
+    touched = _tensors(model, {name: files[name] for name in changes})
+    restored = sparse.undo(touched, changes)
+    if not restored:
+        raise CheckError(
+            f"{model} does not hold the change of {run}: its tensors are the base's.\n"
+            "Use it as it is: nothing is to be taken back."
+        )
+    with written(target) as partial:
+        shutil.copytree(model, partial, ignore=shutil.ignore_patterns(MADE_OF))
+        for file in sorted({files[name] for name in changes}):
+            _write(model / file, partial / file, {name: touched[name] for name in changes if files[name] == file})
+        again = _tensors(partial, {name: files[name] for name in changes})
+        for name, change in changes.items():
+            if not sparse.is_digest_of(again[name], change.before):
+                raise CheckError(f"{name} was not written as the base has it; nothing was kept.\nTry again.")
+    entries = sparse.entries_of(changes)
+    watcher.say(
+        f"undo       {entries:,} entries of {counted(restored, 'tensor')} of {model} are what they were: every touched "
+        "tensor has the base's digest"
+    )
+    return {"undone": str(target), "tensors": restored, "entries": entries}
+
+
+def _changes_of(run: Path) -> dict[str, sparse.Change]:
+    if not (run / SUMMARY).exists():
+        raise ConfigError(f"{run} holds no finished run (no {SUMMARY}).\nFinish it: frisket train {run} --resume")
+    if not sparse.is_sparse(run / "adapter"):
+        raise UnsupportedError(
+            f"--undo takes back what a sparse adapter changed (graft, mft, spiel), and {run} holds none: a merge of "
+            "another one is rounded into the weights.\n"
+            "Use the base itself: model.path in the run's recipe.yaml"
+        )
+    return sparse.read(run / "adapter")[0]
+
+
+def _tensors(folder: Path, files: dict[str, str]) -> dict[str, Tensor]:
+    found = {}
+    for file in sorted(set(files.values())):
+        try:
+            with safe_open(folder / file, "pt") as opened:
+                found |= {name: opened.get_tensor(name) for name, place in files.items() if place == file}
+        except (OSError, SafetensorError) as error:
+            raise CheckError(f"{folder / file} cannot be read: {error}.\nExport the model again.") from error
+    return found
+
+
+def _write(source: Path, target: Path, restored: dict[str, Tensor]) -> None:
+    """Write a file of weights with some tensors replaced, its own remarks kept."""
+    with safe_open(source, "pt") as opened:
+        remarks = opened.metadata()
+    save_file(load_file(source) | restored, target, metadata=remarks)

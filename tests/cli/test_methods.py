@@ -1,0 +1,56 @@
+"""`frisket methods` says of every method what is so, counted on the model that is asked about."""
+
+import json
+
+import pytest
+import torch
+from tests.adapt.cases import METHODS
+
+from frisket.adapt.lora import Lora
+from frisket.adapt.mora import Mora
+from frisket.adapt.peft import PACKS
+from frisket.cli.main import run_words
+from frisket.hf import load
+from frisket.hf.settings import ModelSettings
+from frisket.run.listing import list_methods
+from frisket.train.optim import Optimizer
+from frisket.train.settings import TrainSettings
+
+BUNDLED = ModelSettings(path="bundled")
+pytestmark = pytest.mark.filterwarnings("ignore:.*CUDA extension.*:UserWarning", "ignore:Setting boft:UserWarning")
+
+
+@pytest.fixture(scope="module")
+def listed():
+    return {each.name: each for each in list_methods(BUNDLED)}
+
+
+def test_every_method_is_listed_and_every_type_of_peft_that_packs(listed):
+    assert set(METHODS) - {"peft"} == {name for name in listed if not name.startswith("peft: ")}
+    own = {"LORA", "IA3", "LN_TUNING"}
+    assert {name.removeprefix("peft: ") for name in listed if name.startswith("peft: ")} == PACKS - own
+    assert all(each.parameters or each.why_not for each in listed.values())
+    assert listed["graft"].why_not == "needs adapt.of"
+
+
+@pytest.mark.parametrize("method", [Lora(), Mora()], ids=["lora", "mora"])
+def test_the_counts_are_those_of_a_real_run(listed, method):
+    model = load.load_model(BUNDLED, torch.float32, torch.device("cpu"))
+    attached = method.attach(model, torch.Generator())
+    optimizer = Optimizer(attached.parameters(), TrainSettings(), torch.float32, (), attached)
+    told = listed[method.method]
+    assert told.parameters == sum(p.numel() for p in attached.parameters().values())
+    assert told.optimizer_bytes == optimizer.state_bytes()
+    assert told.merges
+    assert told.quantised
+    assert told.packs
+
+
+def test_the_verb_prints_the_same_for_a_program_and_for_a_person(capsys, listed):
+    assert run_words(["methods", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["methods"] == [each.as_dict() for each in listed.values()]
+    assert run_words(["methods", "--model", "bundled"]) == 0
+    out = capsys.readouterr().out
+    assert f"{listed['mora'].parameters:,}" in out
+    assert "arXiv 2405.12130" in out

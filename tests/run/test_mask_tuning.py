@@ -1,0 +1,353 @@
+"""Whether a learnt mask is shipped: four candidates on held-out data, the verdict, the search over layers."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from frisket.adapt import sparse
+from frisket.adapt.mft import switched_on
+from frisket.errors import ConfigError
+from frisket.evaluate.compare import Measure, intervals
+from frisket.evaluate.losses import sample_losses
+from frisket.hf import load
+from frisket.recipe import Recipe
+from frisket.run import Given, export, make_plan, mask_tuning, measuring, open_run, train
+from frisket.run.layer_search import groups
+from frisket.run.prepare import prepare
+from frisket.watch import Silent
+
+from .test_training import records, stop_at
+
+CANDIDATES = ["none", "random", "magnitude", "learnt"]
+
+
+class Said(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def warn(self, line: str) -> None:
+        self.lines.append(f"! {line}")
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "chats.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records(60)))
+    return path
+
+
+def recipe(model: Path, chats: Path, evaluate: dict | str | None = None, train: dict | None = None, **adapt) -> Recipe:
+    """The model was never trained, so that a mask finds much to gain: it beats no mask."""
+    measured = {"every": 0, "forgetting": [], "samples": 0}
+    settings = {"max_steps": 8, "step_tokens": 600, "learning_rate": 0.01, "compute": "fp32", "warmup": 0}
+    return Recipe.model_validate(
+        {
+            "model": {"path": str(model)},
+            "data": [{"path": str(chats), "hold_out": 0.3}],
+            "attend": {"row_tokens": 96},
+            "adapt": {"method": "mft"} | adapt,
+            "train": settings | {"schedule": "constant", "save_every": 2} | (train or {}),
+            "evaluate": measured | evaluate if isinstance(evaluate, dict) else evaluate or measured,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def shipped(small_model, chats, tmp_path_factory) -> tuple[Path, dict, Said]:
+    out, said = tmp_path_factory.mktemp("run") / "out", Said()
+    return out, train(recipe(small_model, chats), out=out, watcher=said), said
+
+
+@pytest.fixture(scope="module")
+def unshipped(small_model, chats, tmp_path_factory) -> tuple[Path, dict, Said]:
+    """Everything is kept, so the learnt mask is no mask."""
+    out, said = tmp_path_factory.mktemp("run") / "out", Said()
+    return out, train(recipe(small_model, chats, keep=1), out=out, watcher=said), said
+
+
+def test_a_mask_that_beats_no_mask_is_shipped_and_opens(shipped):
+    out, summary, said = shipped
+    told = summary["mask_tuning"]
+    assert told["shipped"]
+    assert told["sets"]["hold-out"]["learnt"]["verdict"] == "better"
+    assert told["sets"]["hold-out"]["learnt"]["difference_interval"][1] < 0
+    assert 0 < told["moved"] < told["off"]
+    assert "exit_code" not in summary
+    assert summary["artifacts"]["adapter"] == "adapter"
+    assert any(line.startswith("mask       on hold-out") and "it beats no mask" in line for line in said.lines)
+    assert open_run(out, watcher=Silent()).answer([[{"role": "user", "content": "alpha"}]], _short())
+    facts = export(out, to="merged", into=None, watcher=Silent())
+    assert facts["difference_fp32"] == 0
+    with pytest.raises(Exception, match="which PEFT does not have"):
+        export(out, to="peft", into=None, watcher=Silent())
+    assert "Is the learnt mask worth it?" in (out / "report.html").read_text()
+    assert "smallest weights off" in (out / "report.html").read_text()
+
+
+def _short():
+    from frisket.generate.settings import GenerateSettings
+
+    return GenerateSettings(max_new_tokens=2)
+
+
+def test_the_four_candidates_are_those_of_dense_models(shipped, small_model, chats):
+    """Each one again: multiply the weights, measure, compare unit by unit."""
+    out, summary, _ = shipped
+    wanted = recipe(small_model, chats)
+    prepared = prepare(wanted, Silent())
+    told = summary["mask_tuning"]["sets"]["hold-out"]
+    assert list(told) == CANDIDATES
+    changes, _ = sparse.read(out / "adapter")
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name in CANDIDATES:
+        model = load.load_model(wanted.model, torch.float32, torch.device("cpu"))
+        sets = measuring.make_sets(prepared, model, Silent(), None)
+        assert sets is not None
+        with torch.no_grad():
+            for tensor, change in changes.items():
+                weight = model.get_parameter(tensor)
+                if name == "random":
+                    weight.mul_(switched_on(torch.randn(weight.shape, generator=generator).abs(), 0.9))
+                elif name == "magnitude":
+                    weight.mul_(switched_on(weight.abs(), 0.9))
+                elif name == "learnt":
+                    weight.view(-1)[change.indices] = 0
+        found[name] = sample_losses(model, sets.learning[0].samples, sets.instruments)
+        assert told[name]["loss"] == pytest.approx(found[name].value, rel=1e-6)
+        _, (low, high) = intervals([found["none"], found[name]])
+        if name != "none":
+            assert told[name]["difference"] == pytest.approx(found[name].value - found["none"].value, abs=1e-6)
+            assert told[name]["difference_interval"] == pytest.approx([low, high], abs=1e-6)
+    learning = summary["learning"]["hold-out"]
+    assert learning["before"]["loss"] == pytest.approx(told["none"]["loss"], rel=1e-6)
+    assert learning["after"]["loss"] == pytest.approx(told["learnt"]["loss"], rel=1e-6)
+    entries = {name: (len(change.indices), int(np.prod(change.shape))) for name, change in changes.items()}
+    assert all(off == n - round(0.9 * n) for off, n in entries.values())
+    assert summary["mask_tuning"]["off"] == sum(off for off, _ in entries.values())
+    assert summary["mask_tuning"]["entries"] == sum(n for _, n in entries.values())
+
+
+def test_a_mask_that_does_not_beat_no_mask_is_not_shipped(unshipped, small_model):
+    out, summary, said = unshipped
+    told = summary["mask_tuning"]
+    assert not told["shipped"]
+    assert told["sets"]["hold-out"]["learnt"]["difference"] == 0
+    assert told["sets"]["hold-out"]["learnt"]["verdict"] == "same"
+    assert summary["exit_code"] == mask_tuning.NOT_SHIPPED == 4
+    assert json.loads((out / "summary.json").read_text())["mask_tuning"] == told
+    assert not (out / "adapter").exists()
+    assert not (out / "adapter.partial").exists()
+    assert "adapter" not in summary["artifacts"]
+    assert "next" not in summary
+    assert summary["model"]["parameters"] == sum(p.numel() for p in _loaded(small_model).parameters())
+    assert any("does not beat no mask" in line for line in said.lines)
+    assert any(line.startswith("! no adapter is written: use ") for line in said.lines)
+    assert "no mask is shipped" in (out / "report.html").read_text()
+
+
+def _loaded(path: str | Path):
+    settings = Recipe.model_validate({"model": {"path": str(path)}}).model
+    return load.load_model(settings, torch.float32, torch.device("cpu"))
+
+
+def test_what_was_not_shipped_is_refused_by_name(unshipped, small_model):
+    out, *_ = unshipped
+    for use in (lambda: open_run(out, watcher=Silent()), lambda: export(out, to="merged", into=None, watcher=Silent())):
+        with pytest.raises(
+            ConfigError, match=r"ships no mask: on hold-out the learnt mask .* does not beat no mask"
+        ) as no:
+            use()
+        assert str(no.value).endswith(f"Use {small_model} as it is, or try other settings: adapt.keep=0.99")
+
+
+def test_a_little_better_by_chance_is_not_shipped(monkeypatch, small_model, chats, tmp_path):
+    """A planted loss: lower on average, and the interval of the difference holds 0."""
+    noise = np.random.default_rng(0).normal(-0.01, 1.0, 18)
+    plain, measured = mask_tuning.sample_losses, []
+
+    def planted(model, samples, instruments):
+        measured.append(plain(model, samples, instruments))
+        none, is_learnt = measured[0], len(measured) == len(CANDIDATES)
+        return Measure(none.total + noise * none.count, none.count) if is_learnt else measured[-1]
+
+    monkeypatch.setattr(mask_tuning, "sample_losses", planted)
+    summary = train(recipe(small_model, chats), out=tmp_path / "out")
+    learnt = summary["mask_tuning"]["sets"]["hold-out"]["learnt"]
+    low, high = learnt["difference_interval"]
+    assert low < learnt["difference"] < 0 < high
+    assert not summary["mask_tuning"]["shipped"]
+
+
+def test_the_watched_set_decides(small_model, chats, tmp_path):
+    """On answers that the model never saw, and that nobody taught, the mask is worse."""
+    lines = [{"prompt": "alpha beta", "completion": f"0 {n} QXZ 17"} for n in range(8)]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sets = [{"name": "hold-out"}, {"name": "other", "path": str(tmp_path / "other.jsonl")}]
+    wanted = recipe(small_model, chats, {"learning": sets, "watch": "other"})
+    summary = train(wanted, out=tmp_path / "out")
+    told = summary["mask_tuning"]
+    assert told["decided_by"] == "other"
+    assert set(told["sets"]) == {"hold-out", "other"}
+    assert told["sets"]["hold-out"]["learnt"]["verdict"] == "better"
+    assert told["shipped"] == (told["sets"]["other"]["learnt"]["verdict"] == "better")
+
+
+def test_a_resumed_run_ships_the_same_bytes_and_tells_the_same(shipped, small_model, chats, tmp_path):
+    whole, summary, _ = shipped
+    wanted, out = recipe(small_model, chats), tmp_path / "out"
+    for at in (3, 6):
+        with pytest.raises(KeyboardInterrupt):
+            train(wanted, out=out, resume=True, given=Given(on_step=stop_at(at)))
+    again = train(wanted, out=out, resume=True)
+    assert again["mask_tuning"] == summary["mask_tuning"]
+    for name in ("adapter/adapter.safetensors", "metrics.jsonl"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_the_reach_of_the_scores_is_said_and_a_short_one_warned_of(shipped, small_model, chats):
+    _, _, said = shipped
+    (line,) = [line for line in said.lines if line.startswith("mft ")]
+    assert "10 % off; rates sum to 0.08, 4 of adapt.score_spread" in line
+    heard = Said()
+    make_plan(recipe(small_model, chats, train={"learning_rate": 1e-4}), watcher=heard)
+    (warned,) = [line for line in heard.lines if "hardly leave its random start" in line]
+    assert "train.learning_rate to 0.0025" in warned
+    heard = Said()
+    make_plan(recipe(small_model, chats, train={"learning_rate": "auto", "schedule": "cosine"}), watcher=heard)
+    assert not [line for line in heard.lines if "hardly leave" in line]
+
+
+@pytest.mark.parametrize(("keep", "ratio", "share"), [(0.9, 0.47, 0.45), (0.9, 0.235, 0.28), (1.0, 5, 0.0)])
+def test_which_share_of_the_scores_can_be_switched_off(keep, ratio, share):
+    """The first two are the sheet's figures of the authors' runs on maths and code: 45 % and 28 %."""
+    rng = np.random.default_rng(0)
+    drawn = np.sort(np.abs(rng.normal(size=200_000)))
+    within = (drawn <= drawn[int((1 - keep) * len(drawn))] + ratio).mean() if keep < 1 else 0.0
+    assert mask_tuning._share_within(keep, ratio) == pytest.approx(share, abs=5e-3)
+    assert within == pytest.approx(share, abs=5e-3)
+
+
+@pytest.mark.parametrize("verb", [train, make_plan])
+def test_what_could_not_be_judged_is_refused_before_training(verb, small_model, chats, tmp_path):
+    more = {"out": tmp_path / "out"} if verb is train else {"watcher": Silent()}
+    with pytest.raises(ConfigError, match=r"beats the model without one on held-out data, and evaluate is off"):
+        verb(recipe(small_model, chats, "off"), **more)
+    with pytest.raises(ConfigError, match=r"held-out data, and evaluate.learning is empty"):
+        verb(recipe(small_model, chats, {"learning": []}), **more)
+    few = recipe(small_model, chats)
+    few = few.model_copy(update={"data": (few.data[0].model_copy(update={"hold_out": 0.05}),)})
+    with pytest.raises(
+        ConfigError, match=r"judged on held-out samples; there are 3, and an interval needs 5"
+    ) as refused:
+        verb(few, **more)
+    assert str(refused.value).endswith("data.0.hold_out=0.1")
+    with pytest.raises(ConfigError, match=r"adapt.search = 1 chooses the layers, and adapt.where restricts them too"):
+        verb(recipe(small_model, chats, search=1, where=["mlp", {"layers": 0}]), **more)
+    assert not (tmp_path / "out").exists()
+
+
+def test_overfit_is_refused(small_model, chats, tmp_path):
+    with pytest.raises(ConfigError, match="learned by heart, which a mask over frozen weights cannot"):
+        train(recipe(small_model, chats), out=tmp_path / "out", overfit=2)
+
+
+def test_groups_of_layers_cover_all_once():
+    for layers in range(2, 12):
+        for size in range(1, layers):
+            spans = [tuple(map(int, group.split("-"))) for group in groups(layers, size)]
+            assert [layer for a, b in spans for layer in range(a, b + 1)] == list(range(layers))
+            assert all(b - a + 1 == size for a, b in spans[:-1])
+    with pytest.raises(ConfigError, match=r"adapt.search = 4: the model has 4 layers, which make one group"):
+        groups(4, 4)
+
+
+def test_the_search_takes_the_group_of_lowest_loss_and_masks_nothing_else(small_model, chats, tmp_path):
+    out, said = tmp_path / "out", Said()
+    wanted = recipe(small_model, chats, search=1, search_steps=4)
+    with pytest.raises(KeyboardInterrupt):
+        train(wanted, out=out, given=Given(model=None, on_step=None), watcher=_StopsAt("search     2 of 2"))
+    assert not (out / "search.json").exists()
+    summary = train(wanted, out=out, resume=True, watcher=said)
+    search = summary["layer_search"]
+    losses = {entry["layers"]: entry["loss"] for entry in search["groups"]}
+    assert set(losses) == {"0-0", "1-1"}
+    assert search["best"] == min(losses, key=lambda group: losses[group])
+    for group, loss in losses.items():
+        told = json.loads((out / "search" / f"layers-{group}" / "summary.json").read_text())
+        assert told["steps"] == 4
+        assert told["learning"]["hold-out"]["after"]["loss"] == pytest.approx(loss, rel=1e-6)
+        assert not (out / "search" / f"layers-{group}" / "checkpoints").exists()
+    changes, settings = sparse.read(out / "adapter")
+    best = search["best"].split("-")[0]
+    assert changes
+    assert all(name.startswith(f"model.layers.{best}.") for name in changes)
+    assert settings["search"] is None
+    assert summary["steps"] == 8
+    assert (said.lines.index(next(line for line in said.lines if "of 2: layers 0-0" in line))) < len(said.lines)
+    again = train(wanted, out=out, resume=True, watcher=said)
+    assert again["mask_tuning"] == summary["mask_tuning"]
+    assert "Groups of layers that were tried" in (out / "report.html").read_text()
+    with pytest.raises(ConfigError, match="holds a run of another recipe"):
+        train(recipe(small_model, chats, search=1, search_steps=5), out=out, resume=True)
+
+
+class _StopsAt(Silent):
+    """Ctrl-C while the second group is being tried."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+
+    def progress(self, label, total, unit):
+        if label.startswith(self._label):
+            raise KeyboardInterrupt
+        return super().progress(label, total, unit)
+
+
+def test_the_table_of_a_terminal_says_the_verdict(shipped, unshipped):
+    from rich.console import Console
+
+    from frisket.cli.final import summary_screen
+
+    for (out, summary, _), verdict in ((shipped, "the mask is shipped"), (unshipped, "no mask is shipped")):
+        console = Console(width=100, record=True, file=io.StringIO())
+        console.print(summary_screen(summary, out, 100))
+        text = console.export_text()
+        assert verdict in " ".join(text.split())
+        assert "random mask" in text
+
+
+@pytest.mark.parametrize("first", [{"method": "full"}, {"method": "lora", "rank": 2}], ids=["full", "lora"])
+def test_a_mask_over_what_the_stage_before_it_made(first, small_model, chats, tmp_path):
+    wanted = recipe(small_model, chats).model_dump(mode="json")
+    wanted |= {
+        "adapt": first,
+        "stages": [{"train": {"max_steps": 1, "learning_rate": 1e-4}}, {"adapt": {"method": "mft"}}],
+    }
+    summary = train(Recipe.model_validate(wanted), out=tmp_path / "out")
+    assert [each["model"]["method"] for each in summary["stages"]] == [first["method"], "mft"]
+    assert summary["mask_tuning"]["shipped"]
+    base = Path(summary["model"]["path"])
+    assert base == (tmp_path / "out" / "stage-1" / ("model" if first["method"] == "full" else "merged")).resolve()
+    changes, _ = sparse.read(tmp_path / "out" / "adapter")
+    weights = dict(_loaded(base).named_parameters())
+    assert all(sparse.is_digest_of(weights[name].data, change.before) for name, change in changes.items())
+    answers = []
+    for folder in (tmp_path / "out", tmp_path / "out" / "stage-2"):
+        answers.append(open_run(folder, watcher=Silent()).answer([[{"role": "user", "content": "alpha"}]], _short()))
+    assert answers[0] == answers[1]
+
+
+def test_a_stage_that_could_not_be_judged_is_refused_before_the_first_one(small_model, chats, tmp_path):
+    wanted = recipe(small_model, chats).model_dump(mode="json")
+    wanted |= {"adapt": {"method": "full"}, "stages": [{}, {"adapt": {"method": "mft"}, "evaluate": "off"}]}
+    with pytest.raises(ConfigError, match="beats the model without one on held-out data, and evaluate is off"):
+        train(Recipe.model_validate(wanted), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()

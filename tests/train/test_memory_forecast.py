@@ -1,6 +1,7 @@
 """From a recipe to a prediction: what is counted, what is said when it does not fit, what a run writes down."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from frisket.recipe import load_recipe
 from frisket.run import memory
 from frisket.run.memory import forecast, foresee, spent
 from frisket.run.prepare import prepare
-from frisket.train.memory import KERNEL_BYTES, KERNELS, peak_bytes
+from frisket.train.memory import KERNEL_BYTES, KERNELS, bound_kernels, peak_bytes
 from frisket.watch import Silent
 
 
@@ -158,6 +159,15 @@ def test_the_summary_gets_both_figures(chats):
     told = spent(forecast(_prepared(chats), 0), torch.device("cpu"))
     assert told["predicted_bytes"] > 100 << 20
     assert told["peak_bytes"] <= peak_bytes(torch.device("cpu"))
+
+
+def test_few_kernels_are_kept_unless_the_environment_says_otherwise(monkeypatch):
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", raising=False)
+    bound_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "64"
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "200")
+    bound_kernels()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "200"
 
 
 def test_each_length_brings_kernels_and_a_mixture_soon_has_all(chats, monkeypatch):

@@ -42,7 +42,7 @@ from frisket.run.prepare import Prepared, Records, prepare
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
 from frisket.train.loop import Run, run_loop
-from frisket.train.memory import release
+from frisket.train.memory import bound_kernels, release
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import lay_out, micro_batch_loss
@@ -103,8 +103,7 @@ def train_one(
     began = time.perf_counter()
     settings = recipe.train
     require(settings.track)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    _settle_machine(settings.threads)
     prepared = _prepared(_searched(recipe, out, given, watcher), given, overfit, watcher)
     prepared = replace(prepared, settled=prepared.settled.remembered(out))
     recipe = prepared.recipe
@@ -152,6 +151,13 @@ def train_one(
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
+
+
+def _settle_machine(threads: int | None) -> None:
+    """What holds for the whole process."""
+    bound_kernels()
+    if threads:
+        torch.set_num_threads(threads)
 
 
 def _searched(recipe: Recipe, out: Path, given: Given, watcher: Watcher) -> Recipe:

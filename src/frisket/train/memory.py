@@ -8,6 +8,7 @@ What a step allocates is not estimated: ``memory_trace`` runs it on the meta dev
 """
 
 import ctypes
+import os
 import resource
 import sys
 from collections.abc import Callable
@@ -24,7 +25,8 @@ LATER_PAGES = 48 * MIB
 """Code and tables of torch and its kernels that are read when first used, after the prediction (torch 2.13, CPU)."""
 KERNEL_BYTES = 580 * 1024
 KERNELS = 1024
-"""oneDNN keeps a compiled kernel for each shape of a matmul in 16 bits, and at most so many (measured, torch 2.13)."""
+"""Shapes of matmuls in 16 bits after which memory grows no more (measured, torch 2.13)."""
+KEPT_KERNELS = 64
 HOLES = 0.5
 """Share of what a step allocates that glibc's allocator keeps in holes between blocks, see docs/memory.md."""
 
@@ -146,6 +148,14 @@ def choose_recompute(
     taken = predict(chosen).bytes
     told = f"{chosen} of {layers} layers, predicted {sized(taken)} of {sized(free)} free"
     return Choice(chosen, told, taken <= free)
+
+
+def bound_kernels() -> None:
+    """Let oneDNN keep 64 kernels, not 1,024, unless the environment says otherwise: see docs/memory.md.
+
+    Has an effect only before the process's first matmul in 16 bits.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(KEPT_KERNELS))
 
 
 def free_bytes(device: torch.device) -> float | None:

@@ -25,6 +25,7 @@ from frisket.explain import method_name
 from frisket.hf import forward
 from frisket.hf.forward import hidden_states
 from frisket.hf.heads import head_of, logits_of
+from frisket.hf.load import cast_parameters
 from frisket.supervise.loss import summed_loss
 from frisket.supervise.predictions import predictions
 from frisket.train.optim import Optimizer
@@ -70,8 +71,12 @@ def tuned(tmp_path_factory) -> Path:
 
 
 def attached_to(case: Put, dtype: torch.dtype = torch.float64, seed: int = 0) -> tuple[Any, Attached]:
-    model = tiny(dtype=dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    model = tiny(dtype=wide if case.method.starts_wide else dtype)
     attached = case.method.attach(model, torch.Generator().manual_seed(seed))
+    if case.method.starts_wide:  # as a run does: what a method keeps beside the parameters stays wide
+        cast_parameters(model, dtype)
+        return model, attached
     return model.to(dtype), attached
 
 

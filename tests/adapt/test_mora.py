@@ -142,7 +142,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     model = tiny()
     attached = Mora(rank=4).attach(model, torch.Generator())
     attached.save(tmp_path, attached.state())
-    for other in (tiny(num_hidden_layers=1), tiny(hidden_size=16, head_dim=4)):
+    for other in (tiny(num_hidden_layers=1), tiny(hidden_size=16, head_dim=4), tiny(intermediate_size=64)):
         with pytest.raises(CheckError, match="this model has no layer of that name and size"):
             load_adapter(other, tmp_path)
     (tmp_path / "adapter.safetensors").unlink()

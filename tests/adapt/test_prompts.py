@@ -22,11 +22,12 @@ from frisket.attend.reference import path_to
 from frisket.errors import CheckError, ConfigError, UnsupportedError
 from frisket.generate import sample
 from frisket.generate.settings import GenerateSettings
-from frisket.hf import attention
+from frisket.hf import attention, decoding
 from frisket.hf.attention import own_attention
 from frisket.hf.forward import hidden_states
 from frisket.hf.heads import head_of
 from frisket.hf.load import recompute_layers
+from frisket.hf.roots import check_layers
 from frisket.run.arranging import room_for_samples
 from frisket.supervise.loss import summed_loss
 from frisket.supervise.predictions import predictions
@@ -397,6 +398,35 @@ def test_generated_in_batches_is_uncached_and_is_peft(name, family):
                 pad_token_id=0,
             )
             assert sample.until_stop(out[0, len(prompt) :].tolist(), (2,)) == answer
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+@pytest.mark.parametrize("family", ["gemma3_image", "falcon_h1", "nemotron_h"])
+def test_a_model_whose_generate_takes_no_vectors_is_decoded_without_it(name, family):
+    settings = GenerateSettings(max_new_tokens=8)
+    model, _ = attached_to(METHODS[name], tiny(family).eval())
+    if name == "prefix" and family != "gemma3_image":  # refused before the first step
+        with pytest.raises(UnsupportedError, match="recurrent layers, which have no keys and values"):
+            check_layers(model)
+        return
+    assert not decoding.takes_vectors(model)
+    expected = [uncached(model, prompt, 8, (2,)) for prompt in PROMPTS]
+    assert len({tuple(answer) for answer in expected}) > 2, "the prompts must tell a mixed-up order apart"
+    assert sample.generate(model, PROMPTS, stop_ids=(2,), pad_id=0, settings=settings) == expected
+    for prompt, answer in zip(PROMPTS, expected, strict=True):
+        assert list(sample.stream(model, prompt, stop_ids=(2,), pad_id=0, settings=settings)) == answer
+
+
+@pytest.mark.parametrize("choice", [{}, {"temperature": 1.0}, {"temperature": 1.5, "top_p": 0.8, "seed": 3}])
+def test_decoding_without_generate_chooses_the_tokens_that_generate_would(choice, monkeypatch):
+    settings = GenerateSettings(max_new_tokens=8, **choice)
+    model, _ = attached_to(METHODS["prompt"], tiny().eval())
+    expected = sample.generate(model, PROMPTS, stop_ids=(2,), pad_id=0, settings=settings)
+    assert len({tuple(answer) for answer in expected}) > 2
+    asked = []
+    monkeypatch.setattr(decoding, "takes_vectors", lambda model: asked.append(model))
+    assert sample.generate(model, PROMPTS, stop_ids=(2,), pad_id=0, settings=settings) == expected
+    assert asked
 
 
 def test_without_its_root_the_model_generates_as_before():

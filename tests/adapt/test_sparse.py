@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from frisket.adapt import sparse
+from frisket.adapt.applied import Applied
 from frisket.errors import CheckError
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -32,7 +33,8 @@ def test_written_read_applied_and_taken_back_bit_for_bit(dtype, tmp_path):
     changes, settings = sparse.read(tmp_path)
     assert settings == {"density": 0.1}
     now = {name: tensor.clone() for name, tensor in base.items()}
-    assert sparse.apply(now, changes) == 2
+    old = sparse.apply(now, changes)
+    assert all(torch.equal(old[name], base[name].flatten()[change.indices]) for name, change in changes.items())
     moved = {name: (now[name] != base[name]).flatten().nonzero().flatten().tolist() for name in base}
     assert moved == {"a.weight": [3, 17, 41], "b.weight": list(range(0, 60, 2))}
     assert now["a.weight"].flatten()[41] == (base["a.weight"].flatten()[41].double() + 0.5).to(dtype)
@@ -47,10 +49,10 @@ def test_a_base_of_another_type_is_known_and_restored():
     changes = changes_of(base)
     narrow = {name: tensor.to(torch.bfloat16) for name, tensor in base.items()}
     start = {name: tensor.clone() for name, tensor in narrow.items()}
-    assert sparse.apply(narrow, changes) == 2
+    sparse.apply(narrow, changes)
     half = weights(torch.bfloat16)
     wide = {name: tensor.float() for name, tensor in half.items()}
-    assert sparse.apply(wide, changes_of(half)) == 2
+    sparse.apply(wide, changes_of(half))
     assert sparse.undo({"b.weight": narrow["b.weight"]}, {"b.weight": changes["b.weight"]}) == 1
     assert torch.equal(narrow["b.weight"], start["b.weight"])
 
@@ -64,8 +66,9 @@ def test_applying_twice_is_refused_for_an_addition_and_idempotent_for_the_rest()
     before = base["b.weight"].clone()
     replaced = sparse.change_of(base["a.weight"], "replace", torch.tensor([7]), torch.tensor([9.0]))
     both = {"a.weight": replaced, "b.weight": changes["b.weight"]}
-    assert sparse.apply(base, both) == 1
-    assert sparse.apply(base, both) == 0
+    first = sparse.apply(base, both)
+    again = sparse.apply(base, both)
+    assert all(torch.equal(first[name], again[name]) for name in both)
     assert torch.equal(base["b.weight"], before)
     assert base["a.weight"].flatten()[7] == 9.0
 
@@ -183,11 +186,12 @@ def test_a_change_made_in_bf16_becomes_one_of_the_base_as_it_is_stored(stored):
     changes = changes_of({name: tensor.to(torch.bfloat16) for name, tensor in base.items()})
     again = sparse.rebased(changes, {name: tensor.float() for name, tensor in base.items()})
     now = {name: tensor.clone() for name, tensor in base.items()}
-    assert sparse.apply(now, again) == 2
+    sparse.apply(now, again)
     assert sparse.undo(now, again) == 2
     assert all(torch.equal(now[name], tensor) for name, tensor in base.items())
     narrow = {name: tensor.to(torch.bfloat16) for name, tensor in base.items()}
-    assert sparse.apply(narrow, {"b.weight": again["b.weight"]}) == 1
+    sparse.apply(narrow, again)
+    assert narrow["a.weight"].flatten()[3] == (base["a.weight"].flatten()[3].to(torch.bfloat16).float() - 1).bfloat16()
     with pytest.raises(CheckError, match=r"a\.weight is not the tensor that this change was made for"):
         sparse.rebased(changes, {name: tensor + 1 for name, tensor in base.items()})
 
@@ -213,3 +217,88 @@ def test_equal_digests_mean_equal_values():
     assert sparse.is_digest_of(weight.double(), sparse.digests(weight))
     assert not sparse.is_digest_of(weight + 1e-7, sparse.digests(weight))
     assert not sparse.is_digest_of(weight.to(torch.bfloat16), sparse.digests(weight.double()) | {"bfloat16": "x"})
+
+
+class Holder(torch.nn.Module):
+    """Two weights under the names of the changes."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.a, self.b = torch.nn.Module(), torch.nn.Module()
+        for name, tensor in base.items():
+            self.get_submodule(name[0]).weight = torch.nn.Parameter(tensor.clone(), requires_grad=False)
+
+
+@pytest.mark.parametrize("loaded", DTYPES)
+@pytest.mark.parametrize("trained", DTYPES)
+@pytest.mark.parametrize("stored", DTYPES[1:])
+def test_stored_trained_and_loaded_in_any_types_it_goes_on_and_off_bit_for_bit(stored, trained, loaded):
+    files = weights(stored)
+    changes = changes_of({name: tensor.to(trained) for name, tensor in files.items()})
+    if stored != trained:
+        changes = sparse.rebased(changes, {name: tensor.float() for name, tensor in files.items()})
+    base = {name: tensor.to(loaded) for name, tensor in files.items()}
+    model = Holder(base)
+    own = dict(model.named_parameters())
+    applied = Applied(model, changes)
+    assert own["a.weight"].flatten()[41] == (base["a.weight"].flatten()[41].double() + 0.5).to(loaded)
+    assert not own["b.weight"].flatten()[::2].any()
+    with pytest.raises(CheckError, match=r"a\.weight has this change already"):
+        Applied(model, changes)
+    changed = {name: tensor.detach().clone() for name, tensor in own.items()}
+    with applied.switched_off():
+        assert all(torch.equal(own[name], tensor) for name, tensor in base.items())
+    assert all(torch.equal(own[name], tensor) for name, tensor in changed.items())
+    applied.detach()
+    applied.detach()
+    assert all(torch.equal(own[name], tensor) for name, tensor in base.items())
+
+
+def test_a_model_that_was_cast_after_the_change_is_the_cast_base_again():
+    model, base = Holder(weights()), weights()
+    applied = Applied(model, changes_of(base))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(torch.bfloat16)
+    changed = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    with applied.switched_off():
+        assert all(torch.equal(tensor, base[name].bfloat16()) for name, tensor in model.named_parameters())
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in model.named_parameters())
+
+
+def test_a_model_merged_into_narrow_files_and_opened_wider_is_said_to_have_the_change():
+    base = weights(torch.bfloat16)
+    changes = sparse.rebased(changes_of(base), {name: tensor.float() for name, tensor in base.items()})
+    merged = {name: tensor.clone() for name, tensor in base.items()}
+    sparse.apply(merged, changes)
+    opened = {name: tensor.float() for name, tensor in merged.items()}
+    with pytest.raises(CheckError, match=r"a\.weight has this change already"):
+        sparse.apply(opened, changes)
+    assert sparse.undo(opened, changes) == 2
+    assert all(torch.equal(opened[name], tensor.float()) for name, tensor in base.items())
+
+
+@pytest.mark.parametrize("part", ["values", "indices"])
+def test_entries_that_are_not_those_that_were_saved_are_not_applied(part, tmp_path):
+    base = weights()
+    sparse.write(tmp_path, "spiel", changes_of(base), {})
+    other = torch.full((3,), 7.0) if part == "values" else torch.tensor([3, 18, 41])
+    _with_tensors(tmp_path, sparse.VALUES, **{f"a.weight.{part}": other})
+    now = {name: tensor.clone() for name, tensor in base.items()}
+    with pytest.raises(CheckError, match=r"a\.weight would not become what it was in training"):
+        sparse.apply(now, sparse.read(tmp_path)[0])
+    assert all(torch.equal(now[name], tensor) for name, tensor in base.items())
+
+
+def test_a_weight_that_does_not_lie_in_one_piece_is_changed_and_restored_where_it_lies():
+    base = weights()
+    changes = changes_of(base)
+    plain = {name: tensor.clone() for name, tensor in base.items()}
+    turned = {name: tensor.T.contiguous().T for name, tensor in base.items()}
+    places = {name: tensor.data_ptr() for name, tensor in turned.items()}
+    assert not turned["a.weight"].is_contiguous()
+    sparse.apply(plain, changes)
+    sparse.apply(turned, changes)
+    assert all(torch.equal(turned[name], tensor) for name, tensor in plain.items())
+    assert {name: tensor.data_ptr() for name, tensor in turned.items()} == places
+    assert sparse.undo(turned, changes) == 2
+    assert all(torch.equal(turned[name], tensor) for name, tensor in base.items())

@@ -14,12 +14,14 @@ RESULT = {
     "settings": [{"name": "adapt.rank", "values": {"rank=2": "2", "rank=4": "4"}, "asked": True}],
     "unasked": "train.learning_rate differs too, though nobody asked for that. To hold it: train.learning_rate=0.01",
     "judged": 1,
+    "curves": [],
     "failed": [{"folder": "rank=8/seed-0", "error": "too large"}],
     "exit_code": 1,
     "page": "out/x/compare.html",
     "arms": [
         {
             "name": f"rank={rank}",
+            "against": None if rank == 2 else "rank=2",
             "seeds": [0, 1, 2],
             "moving": 100 * rank,
             "learning_rate": 0.002,

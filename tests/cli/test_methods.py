@@ -31,6 +31,11 @@ def test_every_method_is_listed_and_every_type_of_peft_that_packs(listed):
     assert {name.removeprefix("peft: ") for name in listed if name.startswith("peft: ")} == PACKS - own
     assert all(each.parameters or each.why_not for each in listed.values())
     assert listed["graft"].why_not == "needs adapt.of"
+    with torch.device("meta"):
+        model = load.empty_model(load.load_config(BUNDLED))
+    linears = (m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head")
+    assert listed["graft"].parameters == sum(linear.weight.numel() for linear in linears)
+    assert listed["graft"].optimizer_bytes == 0  # plain SGD
 
 
 @pytest.mark.parametrize("method", [Lora(), Mora()], ids=["lora", "mora"])

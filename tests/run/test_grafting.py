@@ -188,6 +188,32 @@ def test_without_evaluation_the_last_mask_is_the_result_and_that_is_said(small_m
     assert any("the result is the last mask, not the best" in line for line in heard.lines)
 
 
+def test_a_search_that_measures_nothing_or_counts_in_fp16_is_refused(small_model, data, full, tmp_path):
+    adapt = {"method": "graft", "of": str(full), "keep": 0.02}
+    never = recipe_of(small_model, data, 2, adapt, 3e6, evaluate={"every": 0})
+    with pytest.raises(ConfigError, match=r"adapt.method=graft decides by a loss .*evaluate.every is 0\)\.\n.*=0.1"):
+        train(never, out=tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"adapt.method=graft decides by .*there is no learning set"):
+        best.rule_of(recipe_of(small_model, data, 2, adapt, 3e6), [])
+    narrow = recipe_of(small_model, data, 2, adapt, 3e6, train={"compute": "fp16"})
+    with pytest.raises(UnsupportedError, match=r"gradients of its scores are near 1e-11"):
+        train(narrow, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_run_in_bf16_starts_with_the_entries_of_one_in_fp32(small_model, data, full, tmp_path):
+    adapt = {"method": "graft", "of": str(full), "keep": 0.02}
+    found = {}
+    for compute in ("fp32", "bf16"):
+        recipe = recipe_of(small_model, data, 2, adapt, 1.0, train={"compute": compute})
+        train(recipe, out=tmp_path / compute)
+        found[compute] = sparse.read(tmp_path / compute / "adapter")[0]
+    assert set(found["fp32"]) == set(found["bf16"])
+    for name, change in found["fp32"].items():
+        assert torch.equal(change.indices, found["bf16"][name].indices)
+        assert torch.equal(change.values, found["bf16"][name].values)
+
+
 def test_a_stopped_search_ends_where_a_whole_one_does(small_model, data, full, graft, tmp_path):
     out = tmp_path / "graft"
     adapt = {"method": "graft", "of": str(full), "keep": 0.02}

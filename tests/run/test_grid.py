@@ -165,11 +165,16 @@ def test_data_that_the_cells_share_are_read_once(file, monkeypatch) -> None:
     assert len(read) == 1
 
 
-@pytest.mark.parametrize("axis", ["train.max_steps", "train.epochs", "data.0.limit", "evaluate.budget_seconds"])
+@pytest.mark.parametrize("axis", ["data.0.limit", "evaluate.budget_seconds"])
 def test_cells_of_unequal_budgets_are_refused_unless_asked_for(axis: str, file) -> None:
     with pytest.raises(ConfigError, match="a comparison of unequal budgets says little"):
         make_grid(file, [], [(axis, ("1", "2"))], None)
     assert len(make_grid(file, [], [(axis, ("1", "2"))], None, allow_unequal=True).cells()) == 2
+
+
+@pytest.mark.parametrize("axis", ["train.max_steps", "train.epochs"])
+def test_lengths_may_differ_because_a_line_goes_through_them(axis: str, file) -> None:
+    assert len(make_grid(file, [], [(axis, ("1", "2"))], None).cells()) == 2
 
 
 def test_what_makes_no_grid_is_refused(file) -> None:

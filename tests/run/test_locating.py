@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from tests.run.test_training import recipe, records
 
 from frisket.errors import ConfigError
-from frisket.recipe import load_recipe
+from frisket.recipe import Recipe, load_recipe
 from frisket.run import make_plan, train
 from frisket.run.folder import read_json
 from frisket.watch import Silent
@@ -110,3 +110,13 @@ def test_what_cannot_be_searched_is_refused_before_training(small_model, chats, 
     with pytest.raises(ConfigError, match=message):
         train(asked(small_model, chats, where=where, evaluate=evaluate), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_stages_that_share_a_search_take_one_choice(small_model, chats, tmp_path):
+    wanted = asked(small_model, chats).model_dump(mode="json") | {"stages": [{}, {"train": {"max_steps": 1}}]}
+    out, listener = tmp_path / "out", Listener()
+    train(Recipe.model_validate(wanted), out=out, watcher=listener)
+    assert len([line for line in listener.lines if line.startswith("locate     mlp.down_proj")]) == 1
+    assert read_json(out / "stage-1" / "located.json") == read_json(out / "stage-2" / "located.json")
+    assert load_recipe(out / "stage-1").adapt.where == load_recipe(out / "stage-2").adapt.where
+    assert not (out / "stage-2" / "search").exists()

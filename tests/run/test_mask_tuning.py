@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from frisket.adapt import sparse
-from frisket.adapt.mft import switched_on
+from frisket.adapt.mft import Mft, switched_on
 from frisket.errors import ConfigError
 from frisket.evaluate.compare import Measure, intervals
 from frisket.evaluate.losses import sample_losses
@@ -18,6 +18,7 @@ from frisket.recipe import Recipe
 from frisket.run import Given, export, make_plan, mask_tuning, measuring, open_run, train
 from frisket.run.layer_search import groups
 from frisket.run.prepare import prepare
+from frisket.run.training import stage_seed
 from frisket.watch import Silent
 
 from .test_training import records, stop_at
@@ -105,7 +106,7 @@ def test_the_four_candidates_are_those_of_dense_models(shipped, small_model, cha
     told = summary["mask_tuning"]["sets"]["hold-out"]
     assert list(told) == CANDIDATES
     changes, _ = sparse.read(out / "adapter")
-    generator = torch.Generator().manual_seed(0)
+    scores = mask_tuning._random({n: torch.empty(change.shape) for n, change in changes.items()}, 0)
     found = {}
     for name in CANDIDATES:
         model = load.load_model(wanted.model, torch.float32, torch.device("cpu"))
@@ -115,7 +116,7 @@ def test_the_four_candidates_are_those_of_dense_models(shipped, small_model, cha
             for tensor, change in changes.items():
                 weight = model.get_parameter(tensor)
                 if name == "random":
-                    weight.mul_(switched_on(torch.randn(weight.shape, generator=generator).abs(), 0.9))
+                    weight.mul_(switched_on(scores[tensor].abs(), 0.9))
                 elif name == "magnitude":
                     weight.mul_(switched_on(weight.abs(), 0.9))
                 elif name == "learnt":
@@ -133,6 +134,19 @@ def test_the_four_candidates_are_those_of_dense_models(shipped, small_model, cha
     assert all(off == n - round(0.9 * n) for off, n in entries.values())
     assert summary["mask_tuning"]["off"] == sum(off for off, _ in entries.values())
     assert summary["mask_tuning"]["entries"] == sum(n for _, n in entries.values())
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_the_random_mask_is_not_the_start_of_the_learnt_one(stage, small_model):
+    """Two independent masks with a tenth off share a hundredth."""
+    for seed in (0, 42):
+        model, rng = _loaded(small_model), torch.Generator().manual_seed(stage_seed(seed, stage))
+        attached = Mft(method="mft").attach(model, rng)
+        start = attached.masks_of(attached.parameters())
+        other = attached.masks_of(mask_tuning._random(attached.weights(), seed))
+        entries = sum(mask.numel() for mask in start.values())
+        both = sum(int((~start[name] & ~other[name]).sum()) for name in start) / entries
+        assert both == pytest.approx(0.01, abs=5 * (0.01 * 0.99 / entries) ** 0.5)
 
 
 def test_a_mask_that_does_not_beat_no_mask_is_not_shipped(unshipped, small_model):
@@ -351,3 +365,60 @@ def test_a_stage_that_could_not_be_judged_is_refused_before_the_first_one(small_
     with pytest.raises(ConfigError, match="beats the model without one on held-out data, and evaluate is off"):
         train(Recipe.model_validate(wanted), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def in_stages(wanted: Recipe, first: dict, *stages: dict) -> Recipe:
+    return Recipe.model_validate(wanted.model_dump(mode="json") | {"adapt": first, "stages": list(stages)})
+
+
+def test_stages_that_share_a_search_search_once(small_model, chats, tmp_path):
+    adapt = {"method": "mft", "search": 1, "search_steps": 2}
+    wanted = in_stages(recipe(small_model, chats), adapt, {}, {"train": {"max_steps": 2}})
+    out, heard = tmp_path / "out", Said()
+    with pytest.raises(KeyboardInterrupt):  # in the second stage, whose steps begin anew
+        train(wanted, out=out, given=Given(on_step=_after(8, 1)), watcher=heard)
+    summary = train(wanted, out=out, resume=True, watcher=heard)
+    assert len([line for line in heard.lines if line.startswith("search     2 groups")]) == 1
+    assert not (out / "stage-2" / "search").exists()
+    first, second = summary["stages"]
+    assert first["layer_search"] == second["layer_search"] == summary["layer_search"]
+    names = [set(sparse.read(out / f"stage-{number}" / "adapter")[0]) for number in (1, 2)]
+    assert names[0] == names[1]
+    assert all(f".layers.{summary['layer_search']['best'].split('-')[0]}." in name for name in names[0])
+
+
+def _after(last: int, step: int):
+    """Ctrl-C at a step that comes after the last step of the stage before."""
+    seen = []
+
+    def look(record):
+        seen.append(record.step)
+        if seen[-1] == step and last in seen:
+            raise KeyboardInterrupt
+
+    return look
+
+
+def test_a_stage_without_a_mask_hands_on_its_own_base(small_model, chats, tmp_path):
+    nothing = {"adapt": {"method": "mft", "keep": 1}}
+    last = {"adapt": {"method": "lora", "rank": 2}, "train": {"max_steps": 1}}
+    short = {"train": {"max_steps": 1, "learning_rate": 1e-4}}
+    wanted, heard = in_stages(recipe(small_model, chats), {"method": "full"}, short, nothing, last), Said()
+    out = tmp_path / "out"
+    summary = train(wanted, out=out, watcher=heard)
+    model = str((out / "stage-1" / "model").resolve())
+    assert [each["model"]["path"] for each in summary["stages"]] == [str(small_model), model, model]
+    assert any(
+        line == f"! the stage before this one shipped no mask: this one starts from {model}, as that one did"
+        for line in heard.lines
+    )
+    assert "exit_code" not in summary
+    assert open_run(out, watcher=Silent()).answer([[{"role": "user", "content": "alpha"}]], _short())
+
+
+def test_a_first_stage_without_a_mask_hands_on_the_base_of_the_recipe(small_model, chats, tmp_path):
+    last = {"adapt": {"method": "lora", "rank": 2}, "train": {"max_steps": 1}}
+    wanted = in_stages(recipe(small_model, chats), {"method": "mft", "keep": 1}, {"train": {"max_steps": 1}}, last)
+    summary = train(wanted, out=tmp_path / "out")
+    assert [each["model"]["path"] for each in summary["stages"]] == [str(small_model)] * 2
+    assert "adapter" in summary["artifacts"]

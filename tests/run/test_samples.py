@@ -7,8 +7,9 @@ import pytest
 
 from frisket.evaluate.settings import EvaluateSettings
 from frisket.run import train
-from frisket.run.samples import choose
+from frisket.run.samples import Samples, choose
 from frisket.types import Provenance, Sequence
+from frisket.watch import Silent
 
 from .test_best import chats as chats  # a fixture
 from .test_best import recipe
@@ -70,3 +71,24 @@ def test_training_is_byte_identical_with_and_without_samples(small_model, chats,
     told = made[3]["samples"]
     assert (told["prompts"], told["moments"]) == (3, 3)
     assert told["tokens"] == sum(line["tokens"] for line in lines)
+
+
+def test_answers_that_fail_after_the_last_step_cost_no_adapter(small_model, chats, tmp_path, monkeypatch):
+    true, told = Samples.write, []
+
+    def broken(self, step):
+        if step == 2:
+            raise ValueError("no answer to this")
+        return true(self, step)
+
+    class Heard(Silent):
+        def warn(self, line):
+            told.append(line)
+
+    monkeypatch.setattr(Samples, "write", broken)
+    wanted = recipe(small_model, chats, {"samples": 1, "every": 0}, max_steps=2)
+    summary = train(wanted, out=tmp_path / "out", watcher=Heard())
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").exists()
+    assert (tmp_path / "out" / "summary.json").exists()
+    assert summary["samples"]["moments"] == 1
+    assert any("no answers after the last step, the rest is saved: ValueError: no answer to this" in x for x in told)

@@ -16,14 +16,15 @@ class Applied(Attached):
     """Changes of the base's own tensors; nothing moves.
 
     Raises:
-        CheckError: the model is not the base that the changes were made for.
+        CheckError: the model is not the base that the changes were made for, or a base with such an addition already.
     """
 
     def __init__(self, model: nn.Module, changes: Mapping[str, sparse.Change]) -> None:
         self._touched = {name: parameter for name, parameter in model.named_parameters() if name in changes}
-        self._changes = changes
         self.match = Match(tuple(name.rpartition(".")[0] for name in changes), {})
-        sparse.apply(self._weights(), changes)
+        self._indices = {name: change.indices for name, change in changes.items()}
+        # As the model has them: what the artefact keeps is of the base as it is stored, in that type.
+        self._old = sparse.apply(self._weights(), changes)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: parameter.data for name, parameter in self._touched.items()}  # which a cast replaces
@@ -41,16 +42,23 @@ class Applied(Attached):
 
     def detach(self) -> None:
         """Change the entries back."""
-        sparse.undo(self._weights(), self._changes)
+        self._put(self._old)
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
         """The base, for as long as the context lasts."""
-        sparse.undo(self._weights(), self._changes)
+        weights = self._weights()
+        changed = {name: sparse.entries_at(weights[name], at) for name, at in self._indices.items()}
+        self._put(self._old)
         try:
             yield
         finally:
-            sparse.apply(self._weights(), self._changes)
+            self._put(changed)
+
+    def _put(self, entries: Mapping[str, Tensor]) -> None:
+        weights = self._weights()
+        for name, at in self._indices.items():
+            sparse.put(weights[name], at, entries[name])
 
 
 def load(model: nn.Module, folder: Path) -> Applied:

@@ -164,6 +164,7 @@ class MethodSettings(Section):
     about: ClassVar[About]
     moves_weights: ClassVar[bool] = True  # False: a tied head may be matched, because its weight stays
     can_also_train: ClassVar[bool] = False
+    starts_wide: ClassVar[bool] = False  # True: attached to the base in float32, which is cast afterwards
     keeps_best: ClassVar[bool] = False  # True: the best evaluation is the result, whatever evaluate.keep says
 
     where: Where = knob(

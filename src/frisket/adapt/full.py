@@ -28,6 +28,7 @@ class Full(MethodSettings):
 
     rate: ClassVar[Declared] = FULL
     about: ClassVar[About] = About("the matched weights themselves", "plain fine-tuning")
+    starts_wide: ClassVar[bool] = True  # it moves in float32
 
     method: Literal["full"] = "full"
     where: Where = knob("all", "which modules move; default: all")

@@ -32,6 +32,7 @@ class Graft(MethodSettings):
     near `top`, and moves by plain SGD: dL/dS = dL/dtheta (tuned - pre) (1 - 2 top) sigmoid(S) (1 - sigmoid(S)). What is
     evaluated, kept and saved is gamma rounded; of the evaluations, and of `top` itself, the best one. Nothing but the
     rate and the number of steps keeps the mask small: a graft that grew is to be compared with a `keep` of its size.
+    What moved, its product with the gradient and what is saved are float32; what is computed with is then rounded.
 
     Differs: the rate follows `train.schedule` (theirs is constant: train.schedule=constant train.warmup=0); the loss
     of `evaluate.watch` decides, at every `evaluate.every`, where theirs is the accuracy on training and held-out data
@@ -41,6 +42,7 @@ class Graft(MethodSettings):
 
     rate: ClassVar[Declared] = GRAFT
     about: ClassVar[About] = About("a score for each fine-tuned entry: keep it, or the base's", "arXiv 2302.06600")
+    starts_wide: ClassVar[bool] = True  # rounded to bf16, half of the movements are 0
     keeps_best: ClassVar[bool] = True  # a later mask is not a better one, and the first is a candidate
 
     method: Literal["graft"] = "graft"
@@ -53,7 +55,7 @@ class Graft(MethodSettings):
         Raises:
             ConfigError: `of` is no fine-tuned model, or is the base itself.
             CheckError: `of` was fine-tuned from another base.
-            UnsupportedError: `where` reaches the embedding, the head or an expert tensor.
+            UnsupportedError: `where` reaches the embedding, the head or an expert tensor; the base is not in float32.
         """
         match = self.resolve(model, rng.initial_seed())
         if {embedding_name(model), head_name(model)} & {*match.modules, *match.linears(model)}:
@@ -155,6 +157,7 @@ class AttachedGraft(Attached):
 class _Part(nn.Module):
     """The parametrisation of one weight."""
 
+    base: Tensor
     tuned: Tensor
     top: Tensor
 
@@ -163,6 +166,7 @@ class _Part(nn.Module):
         wide = torch.promote_types(base.dtype, torch.float32)
         drawn = torch.empty(base.shape, dtype=wide, device="meta" if base.is_meta else "cpu")
         self.scores = nn.Parameter(drawn.uniform_(-10, -9, generator=None if base.is_meta else rng).to(base.device))
+        self.register_buffer("base", base, persistent=False)  # stays wide when the weight itself is cast
         self.register_buffer("tuned", tuned.to(base.device), persistent=False)
         self.register_buffer("top", top.to(base.device), persistent=False)
         self.side: Side = "graft"
@@ -176,21 +180,21 @@ class _Part(nn.Module):
         if self.side in ("base", "tuned"):
             return weight if self.side == "base" else tuned
         if self.training and self.side == "graft":
-            return _Between.apply(weight, tuned, self.top, self.scores)  # pyright: ignore[reportReturnType]
+            return _Between.apply(self.base, self.tuned, self.top, self.scores).to(weight.dtype)  # pyright: ignore
         return torch.where(self.top if self.side == "top" else self.mask(self.scores), tuned, weight)
 
 
 class _Between(torch.autograd.Function):
-    """pre + gamma (tuned - pre), exact at both ends; backward to the scores alone."""
+    """pre + gamma (tuned - pre) in their type, exact at both ends; backward to the scores alone."""
 
     @staticmethod
     def forward(ctx: Any, pre: Tensor, tuned: Tensor, top: Tensor, scores: Tensor) -> Tensor:  # pyright: ignore
         ctx.save_for_backward(pre, tuned, top, scores)
-        return torch.lerp(pre, tuned, torch.where(top, -scores, scores).sigmoid().to(pre.dtype))
+        return torch.lerp(pre, tuned, torch.where(top, -scores, scores).to(pre.dtype).sigmoid())
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None, Tensor]:  # pyright: ignore
         pre, tuned, top, scores = ctx.saved_tensors
-        share = scores.sigmoid()
-        change = (gradient * (tuned - pre)).to(scores.dtype) * share * (1 - share)
-        return None, None, None, torch.where(top, -change, change)
+        share = scores.to(pre.dtype).sigmoid()
+        change = gradient * (tuned - pre) * share * (1 - share)
+        return None, None, None, torch.where(top, -change, change).to(scores.dtype)

@@ -1,6 +1,7 @@
 """LoRA: the method that reaches everything: linear layers, experts' tensors, a tied head, rows of added tokens."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
@@ -11,6 +12,7 @@ from torch import nn
 from frisket.adapt.base import About, Attached
 from frisket.adapt.beside import put_beside
 from frisket.adapt.peft import PeftMethod, attach_config, is_transposed, linear_targets
+from frisket.adapt.ranks import largest_ranks, refuse_larger
 from frisket.adapt.rates import LORA, Declared, lora_rate
 from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, short_tensor_names
 from frisket.errors import ConfigError, UnsupportedError
@@ -56,6 +58,7 @@ class Lora(PeftMethod):
             token_ids: tokens whose rows in the embedding and in the head move themselves (``trainable_token_indices``).
 
         Raises:
+            ConfigError: a rank above the smaller side of its matrix.
             UnsupportedError: DoRA on expert tensors; LoRA on a head whose rows move, or a head with a bias.
         """
         match = self.resolve(model)
@@ -83,6 +86,14 @@ class Lora(PeftMethod):
             ranks |= dict.fromkeys(found, rank)
         return ranks
 
+    def _refuse_larger_ranks(self, largest: Mapping[str, int], others: Mapping[str, int]) -> None:
+        refuse_larger({name: self.rank for name in largest if name not in others}, largest, "adapt.rank")
+        fitting = {
+            pattern: min(rank, *(largest[name] for name in others if fnmatchcase(name, pattern)))
+            for pattern, rank in self.rank_pattern.items()
+        }
+        refuse_larger(others, largest, "adapt.rank_pattern", f"adapt.rank_pattern='{json.dumps(fitting)}'")
+
     def _refuse_rows_twice(self) -> None:
         tables = [word for word in self.also_train if word != "norms"]
         if tables:
@@ -103,6 +114,7 @@ class Lora(PeftMethod):
             )
         only_experts = bool(experts) and not match.linears(model)
         ranks = self._other_ranks(match.linears(model))
+        self._refuse_larger_ranks(largest_ranks(model, match.linears(model), experts), ranks)
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]

@@ -121,8 +121,7 @@ class AttachedMora(Attached):
     """A further parameter of each matched layer, and a hook that adds what it gives."""
 
     def __init__(self, model: nn.Module, match: Match, squares: Mapping[str, Square]) -> None:
-        self.match = match
-        self._is_on = True
+        self.match, self._is_on = match, True
         self._squares = dict(squares)
         self._layers = {name: model.get_submodule(name) for name in squares}
         for name, layer in self._layers.items():
@@ -137,7 +136,8 @@ class AttachedMora(Attached):
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write the matrices and a header that names the operators."""
         compression = next(iter(self._squares.values())).compression
-        dense.write(folder, "mora", values, {"compression": compression})
+        sizes = {name: (square.inputs, square.outputs) for name, square in self._squares.items()}
+        dense.write(folder, "mora", values, {"compression": compression, "sizes": sizes})
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -178,9 +178,10 @@ def load_mora(model: nn.Module, folder: Path) -> AttachedMora:
     squares = {}
     for name, value in values.items():
         path = name.removesuffix(f".{_MATRIX}")
-        if path not in layers or not is_linear(layers[path]) or len(value) > min(sizes_of(layers[path])):
+        size = settings["sizes"][path]
+        if path not in layers or not is_linear(layers[path]) or [*sizes_of(layers[path])] != size:
             raise CheckError(
-                f"the adapter has a matrix of {len(value)} rows for {path}, and this model has no layer of that name "
+                f"the adapter has a matrix for {path} of {size[0]} x {size[1]}, and this model has no layer of that name "
                 "and size.\nUse the base that the adapter was trained on."
             )
         squares[path] = Square(settings["compression"], *sizes_of(layers[path]), len(value))

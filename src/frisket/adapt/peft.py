@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from frisket.adapt.base import About, Attached, MethodSettings, freeze, seeded
 from frisket.adapt.beside import put_beside
 from frisket.adapt.head import untie_adapted_head
+from frisket.adapt.ranks import largest_ranks, refuse_larger
 from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
 from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
-from frisket.errors import ConfigError, UnsupportedError, nearest
+from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
 from frisket.settings import knob
 
 PEFT_CONFIG = "adapter_config.json"
@@ -37,6 +39,8 @@ NOT_OF_LINEARS = {
     "LN_TUNING": "Use adapt.method=ln_tuning.",
     "TRAINABLE_TOKENS": "Use adapt.method=full adapt.where=embeddings.",
 }
+# Their `r` is the rank of two factors; others take it for a number of reflections, of blocks, or of shared vectors.
+LOW_RANK = frozenset({"LORA", "LOHA", "DELORA", "DEFT", "GLORA", "GRALORA", "HIRA"})
 # Options that change the forward, the layers or the loss around the adapter, where frisket calls the backbone itself.
 REFUSED_OPTIONS = frozenset(
     {
@@ -216,7 +220,11 @@ class Peft(PeftMethod):
                 )
         targets = linear_targets(model, match)
         with _said_by_peft(known[kind].__name__):
-            return known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
+            config: Any = known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
+        if kind in LOW_RANK and isinstance(config.r, int):  # PEFT itself refuses other types, in its words
+            largest = largest_ranks(model, match.linears(model))
+            refuse_larger(dict.fromkeys(largest, config.r), largest, "adapt.options.r")
+        return config
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -391,11 +399,27 @@ def is_transposed(model: nn.Module, match: Match) -> bool:
 
 
 def load_peft(model: nn.Module, folder: Path) -> AttachedPeft:
-    """Put an adapter in PEFT's format on a freshly loaded base model, as plain PEFT would."""
+    """Put an adapter in PEFT's format on a freshly loaded base model, as plain PEFT would.
+
+    Raises:
+        CheckError: the model has not the layers that it was made for.
+    """
     from peft import PeftModel
 
     kind = json.loads((folder / PEFT_CONFIG).read_text())["peft_type"]
-    with _without_its_warnings():
-        wrapper = PeftModel.from_pretrained(model, str(folder))  # pyright: ignore[reportArgumentType]
+    try:
+        with _without_its_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            wrapper = PeftModel.from_pretrained(model, str(folder))  # pyright: ignore[reportArgumentType]
+            # Which tensors it had no place for is told by this call alone.
+            lost = wrapper.load_adapter(str(folder), "default").unexpected_keys
+        if lost:
+            raise ValueError(f"{len(lost)} of its tensors have no place here, first {lost[0]}")
+    except (RuntimeError, ValueError, UserWarning) as error:
+        told = next((line.strip() for line in str(error).split("\n") if "size mismatch" in line), str(error))
+        raise CheckError(
+            f"{folder} holds an adapter of other shapes or layers than this base's: {shorten(told, 240)}\n"
+            f"Use the base that its {PEFT_CONFIG} names."
+        ) from error
     names = [name for name, module in model.named_modules() if is_linear(module)]
     return AttachedPeft(wrapper, model, Match(tuple(names), {}), kind)

@@ -4,8 +4,9 @@ A folder holds ``frisket_adapter.json`` (method, settings, and for each tensor i
 ``adapter.safetensors`` (``NAME.indices`` flat and ascending, or ``NAME.bits`` where packed bits are smaller, and
 ``NAME.values``); ``old.safetensors`` holds what the entries were, so that the change can be taken back bit for bit.
 
-Digests of a tensor before and after the change say whether this is its base, and whether it was applied already. They
-are taken in the tensor's own type and in the narrower ones, so that a base that is loaded in another type is known.
+Digests of a tensor before and after the change say whether this is its base, whether it was applied already, and
+whether what came out is what was saved. They are taken in the tensor's own type and in those that are no wider, so that
+a base that is loaded in another type is known.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ class Change:
         indices: flat indices of the entries, ascending.
         values: one for each entry; None for ``zero``.
         old: what the entries were, in the tensor's own type.
-        before: digests of the whole tensor without the change, by type.
-        after: digests with it.
+        before: digests of the whole tensor without the change, by type, its own first.
+        after: digests with it: of the tensor rounded to the type, then changed, then rounded again.
     """
 
     mode: Mode
@@ -70,40 +71,59 @@ def change_of(weight: Tensor, mode: Mode, indices: Tensor, values: Tensor | None
     if (indices.diff() <= 0).any() or (values is None) != (mode == "zero"):
         raise ValueError(f"a change needs unique indices, and values but for `zero`: mode {mode}")
     flat = weight.detach().flatten()
-    changed = flat.clone()
-    changed[indices] = _new(flat[indices], mode, values)
-    return Change(mode, tuple(weight.shape), indices, values, flat[indices].clone(), digests(flat), digests(changed))
+    after = {}
+    for dtype in _no_wider(flat.dtype):
+        changed = flat.to(dtype, copy=True)
+        changed[indices] = _new(changed[indices], mode, values)
+        after[_name_of(dtype)] = _digest(changed, dtype)
+    return Change(mode, tuple(weight.shape), indices, values, flat[indices].clone(), digests(flat), after)
 
 
-def apply(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
+def apply(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> dict[str, Tensor]:
     """Make the changes in place, all or none.
 
     Returns:
-        How many tensors were changed; the others held the change already.
+        What the entries are without the changes, in the weights' own types, to be put back by ``put``.
 
     Raises:
-        CheckError: a tensor is not there, is not the base that the change was made for, or has an addition already.
+        CheckError: a tensor is not there, is not the base that the change was made for, has an addition already, or
+            would not become what it was when the change was saved.
     """
-    todo = []
+    old, new = {}, {}
     for name, change in changes.items():
         weight = _tensor(weights, name, change)
         if is_digest_of(weight, change.before):
-            todo.append(name)
-        elif not is_digest_of(weight, change.after):
-            raise CheckError(
-                f"{name} is not the tensor that this change was made for: its digest differs.\n"
-                "Use the base that the adapter was trained on."
-            )
+            flat = weight.detach().flatten()
+            old[name] = flat[change.indices.to(flat.device)]
+            new[name] = _new(old[name], change.mode, change.values)
+            if not is_digest_of(_with_entries(weight, change, new[name]), change.after):
+                raise CheckError(
+                    f"{name} would not become what it was in training: the adapter's entries are not those that were "
+                    "saved.\nExport it again from its run."
+                )
+        elif not _holds(weight, change):
+            raise _no_base_of(name)
         elif change.mode == "add":
             raise CheckError(
                 f"{name} has this change already: adding it twice would be wrong.\nUse the model as it is."
             )
+        else:
+            old[name] = _old_of(name, weight, change)
+    for name, entries in new.items():
+        put(weights[name], changes[name].indices, entries)
+    return old
+
+
+def put(weight: Tensor, indices: Tensor, entries: Tensor) -> None:
+    """Write entries into a tensor, also into one that does not lie in one piece."""
+    at = torch.unravel_index(indices.to(weight.device), weight.shape)
     with torch.no_grad():
-        for name in todo:
-            flat, change = weights[name].view(-1), changes[name]
-            at = change.indices.to(flat.device)
-            flat[at] = _new(flat[at], change.mode, change.values)
-    return len(todo)
+        weight[at] = entries.to(weight.device, weight.dtype)
+
+
+def entries_at(weight: Tensor, indices: Tensor) -> Tensor:
+    """Copies of a tensor's entries."""
+    return weight.detach()[torch.unravel_index(indices.to(weight.device), weight.shape)]
 
 
 def undo(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
@@ -118,28 +138,57 @@ def undo(weights: Mapping[str, Tensor], changes: Mapping[str, Change]) -> int:
     restored: dict[str, Tensor] = {}
     for name, change in changes.items():
         weight = _tensor(weights, name, change)
-        if is_digest_of(weight, change.after):
-            flat = weight.detach().flatten().clone()
-            flat[change.indices.to(flat.device)] = change.old.to(flat.device, flat.dtype)
-            if not (_is_exact(weight, change) and is_digest_of(flat, change.before)):
-                raise CheckError(f"{name} would not be what it was before the change.\nLoad the base itself.")
-            restored[name] = flat
+        if _holds(weight, change):
+            restored[name] = _old_of(name, weight, change)
         elif not is_digest_of(weight, change.before):
             raise CheckError(
                 f"{name} does not hold this change: its digest is neither that with it nor that without.\n"
                 "Use the model that the adapter was merged into, and that nothing else has changed."
             )
-    with torch.no_grad():
-        for name, flat in restored.items():
-            weights[name].view(-1).copy_(flat)
+    for name, entries in restored.items():
+        put(weights[name], changes[name].indices, entries)
     return len(restored)
 
 
-def _is_exact(weight: Tensor, change: Change) -> bool:
-    """Whether a tensor wider than any that the change has digests of holds no more than the narrow one would."""
-    if str(weight.dtype).removeprefix("torch.") in change.after:
+def _holds(weight: Tensor, change: Change) -> bool:
+    """Whether a tensor has the change, also where it was rounded to a narrower type and opened in a wider one."""
+    if is_digest_of(weight, change.after):
         return True
-    return torch.equal(weight, weight.to(change.old.dtype).to(weight.dtype))
+    narrower = [kind for kind in change.after if _TYPES[kind].itemsize < weight.dtype.itemsize]
+    return any(
+        torch.equal(weight, weight.to(_TYPES[kind]).to(weight.dtype))
+        and _digest(weight, _TYPES[kind]) == change.after[kind]
+        for kind in narrower
+    )
+
+
+def _old_of(name: str, weight: Tensor, change: Change) -> Tensor:
+    """What the entries of a tensor that has the change were, in its type.
+
+    Raises:
+        CheckError: with them it would not be the base, or, in a type wider than any that the change has digests of,
+            nothing would say so.
+    """
+    old = change.old.to(weight.device, weight.dtype)
+    seen = _name_of(weight.dtype) in change.after
+    exact = seen or torch.equal(weight, weight.to(change.old.dtype).to(weight.dtype))
+    if not (exact and is_digest_of(_with_entries(weight, change, old), change.before)):
+        raise CheckError(f"{name} would not be what it was before the change.\nLoad the base itself.")
+    return old
+
+
+def _with_entries(weight: Tensor, change: Change, entries: Tensor) -> Tensor:
+    """A flat copy of a tensor with other entries."""
+    flat = weight.detach().flatten().clone()
+    flat[change.indices.to(flat.device)] = entries
+    return flat
+
+
+def _no_base_of(name: str) -> CheckError:
+    return CheckError(
+        f"{name} is not the tensor that this change was made for: its digest differs.\n"
+        "Use the base that the adapter was trained on."
+    )
 
 
 def rebased(changes: Mapping[str, Change], weights: Mapping[str, Tensor]) -> dict[str, Change]:
@@ -154,11 +203,9 @@ def rebased(changes: Mapping[str, Change], weights: Mapping[str, Tensor]) -> dic
     found = {}
     for name, change in changes.items():
         weight = _tensor(weights, name, change)
-        if not any(is_digest_of(weight.to(_TYPES[kind]), {kind: told}) for kind, told in change.before.items()):
-            raise CheckError(
-                f"{name} is not the tensor that this change was made for: its digest differs.\n"
-                "Use the base that the adapter was trained on."
-            )
+        kind, told = next(iter(change.before.items()))
+        if _digest(weight, _TYPES[kind]) != told:
+            raise _no_base_of(name)
         at = change.indices.to(weight.device)
         found[name] = change_of(weight, change.mode, at, None if change.values is None else change.values.to(at.device))
     return found
@@ -285,19 +332,25 @@ def _check_whole(name: str, change: Change, entries: int) -> None:
 
 
 def digests(tensor: Tensor) -> dict[str, str]:
-    """SHA-256 of the values in the tensor's own type and in the narrower ones."""
-    own = tensor.dtype.itemsize
-    kinds = [dtype for dtype in _TYPES.values() if dtype == tensor.dtype or dtype.itemsize < own]
-    return {str(dtype).removeprefix("torch."): _digest(tensor, dtype) for dtype in kinds}
+    """SHA-256 of the values in the tensor's own type, then in the others that are no wider."""
+    return {_name_of(dtype): _digest(tensor, dtype) for dtype in _no_wider(tensor.dtype)}
 
 
 def is_digest_of(tensor: Tensor, told: Mapping[str, str]) -> bool:
     """Whether a tensor, in whatever type it was loaded, is the one whose digests are told."""
-    own = str(tensor.dtype).removeprefix("torch.")
+    own = _name_of(tensor.dtype)
     if own in told:
         return _digest(tensor, tensor.dtype) == told[own]
     narrower = [name for name in told if _TYPES[name].itemsize < tensor.dtype.itemsize]
     return bool(narrower) and _digest(tensor, _TYPES[narrower[0]]) == told[narrower[0]]
+
+
+def _no_wider(dtype: torch.dtype) -> list[torch.dtype]:
+    return [dtype, *(each for each in _TYPES.values() if each != dtype and each.itemsize <= dtype.itemsize)]
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _digest(tensor: Tensor, dtype: torch.dtype) -> str:

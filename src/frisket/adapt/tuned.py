@@ -1,5 +1,6 @@
 """The weights of a model that was fine-tuned from this base: of a finished run, or of a plain model folder."""
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from frisket.adapt.peft import PEFT_CONFIG
 from frisket.adapt.sparse import HEADER
-from frisket.errors import CheckError, ConfigError
+from frisket.errors import CheckError, ConfigError, UnsupportedError
 
 _INDEX, _WHOLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -34,10 +35,10 @@ class Moved:
 
 
 def tuned_weights(model: nn.Module, folder: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], float]:
-    """Some parameters of a fine-tuned model, in the base's types, on the CPU.
+    """Some parameters of a fine-tuned model, in the base's type, on the CPU.
 
     Args:
-        model: the base, which is left as it is.
+        model: the base, a model of transformers, which is left as it is.
         folder: a run that fine-tuned the model itself (``model/``) or an adapter (``adapter/``, which is merged to
             see what it does), such an adapter's own folder, or a model folder.
         names: of parameters of the base.
@@ -49,17 +50,10 @@ def tuned_weights(model: nn.Module, folder: Path, names: Sequence[str]) -> tuple
         ConfigError: there is no such folder, nothing fine-tuned in it, or these parameters are the base's.
         CheckError: its tensors cannot be read, or it was fine-tuned from another base.
     """
-    found = _weights(model, folder, [name for name, _ in model.named_parameters()])
+    found = _weights(model, folder)
     missing = [name for name in names if name not in found]
     if missing:
         raise CheckError(f"adapt.of = {str(folder)!r} lacks {len(missing)} matched tensors, first {missing[0]}.")
-    for name, weight in found.items():
-        if weight.shape != model.get_parameter(name).shape:
-            raise CheckError(
-                f"adapt.of = {str(folder)!r}: {name} is {list(weight.shape)}, and the base has "
-                f"{list(model.get_parameter(name).shape)}: it was fine-tuned from another base.\n"
-                "Set model.path to the base that it was fine-tuned from."
-            )
     squares = {name: float(moved(model.get_parameter(name), weight).square().sum()) for name, weight in found.items()}
     inside, total = sum(squares[name] for name in names), sum(squares.values())
     if inside > sum(float(model.get_parameter(name).detach().float().square().sum()) for name in names):
@@ -76,7 +70,7 @@ def tuned_weights(model: nn.Module, folder: Path, names: Sequence[str]) -> tuple
 
 
 def moved(base: Tensor, tuned: Tensor) -> Tensor:
-    """Fine-tuned minus base, in float32 on the CPU."""
+    """Fine-tuned minus base, in float32 on the CPU; of narrower tensors, what their rounding leaves of it."""
     return tuned.detach().cpu().float() - base.detach().cpu().float()
 
 
@@ -87,11 +81,20 @@ def most_moved(model: nn.Module, folder: Path, bases: Mapping[str, Tensor], keep
         folder: see ``tuned_weights``.
         bases: the base's weights among which the entries are looked for.
         keep: share of their entries.
+
+    Raises:
+        UnsupportedError: the base is narrower than float32.
     """
     if next(iter(bases.values())).is_meta:
         return Moved(
             {name: torch.empty_like(base) for name, base in bases.items()}, {n: b > 0 for n, b in bases.items()}
         )
+    for name, base in bases.items():
+        if base.dtype.itemsize < 4:
+            raise UnsupportedError(
+                f"a graft ranks movements far below the steps of {base.dtype}, in which {name} is.\n"
+                "Attach it to the base in float32, and cast the model afterwards."
+            )
     tuned, outside = tuned_weights(model, folder, list(bases))
     changes = [moved(base, tuned[name]) for name, base in bases.items()]
     tops = top_moved(changes, keep)
@@ -129,14 +132,14 @@ def digest_of(tensors: Iterable[Tensor]) -> bytes:
     return whole.digest()
 
 
-def _weights(model: nn.Module, folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """All parameters that a folder holds."""
+def _weights(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """All parameters that a folder holds, by the base's names."""
     adapter = next((place for place in (folder / "adapter", folder) if _is_adapter(place)), None)
     stored = next((place for place in (folder / "model", folder) if _is_model(place)), None)
     if adapter is not None:
-        return _merged(model, adapter, names)
+        return _merged(model, adapter)
     if stored is not None:
-        return _read(model, stored, names)
+        return _read(model, stored)
     wrong = "holds no finished run and no model" if folder.is_dir() else "there is no such folder"
     raise ConfigError(
         f"adapt.of = {str(folder)!r}: {wrong}.\nGive the folder of a run that fine-tuned model.path: adapt.of=out/full"
@@ -151,33 +154,36 @@ def _is_model(folder: Path) -> bool:
     return (folder / _WHOLE).is_file() or (folder / _INDEX).is_file()
 
 
-def _merged(model: nn.Module, folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """Put the adapter on, fold it in, take the values, and give the base its own bytes back."""
+def _merged(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Fold the adapter into a copy of the base; a head that it unties from the embedding is a weight of its own."""
     from frisket.adapt import methods  # which lists the methods that read here
 
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    methods.load_adapter(model, folder).merge()
-    found = {name: model.get_parameter(name).detach().to("cpu", copy=True) for name in names}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(before[name].dtype)
-            parameter.copy_(before[name])
-    return found
+    merged = copy.deepcopy(model)
+    methods.load_adapter(merged, folder).merge()
+    return {name: parameter.detach().cpu() for name, parameter in merged.named_parameters()}
 
 
-def _read(model: nn.Module, folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    files, found = places_of(folder), {}
-    for name in names:
-        stored = stored_name(model, name, files)
-        if stored is not None:
-            try:
-                with safe_open(folder / files[stored], "pt") as file:
-                    found[name] = file.get_tensor(stored).to(model.get_parameter(name).dtype)
-            except (OSError, SafetensorError) as error:
-                raise CheckError(
-                    f"{folder / files[stored]} cannot be read: {error}.\nTrain or copy it again."
-                ) from error
-    return found
+def _read(model: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Read a model folder as transformers does, which may store tensors under other names, or split."""
+    places_of(folder)
+    try:
+        tuned, report = type(model).from_pretrained(  # pyright: ignore[reportAttributeAccessIssue]
+            folder,
+            config=model.config,
+            generation_config=model.generation_config,  # which else must lie there
+            dtype=next(model.parameters()).dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckError(f"{folder} cannot be read: {error}.\nTrain or copy it again.") from error
+    for name, stored, own in sorted(report["mismatched_keys"]):
+        raise CheckError(
+            f"adapt.of = {str(folder)!r}: {name} is {list(stored)}, and the base has {list(own)}: it was "
+            "fine-tuned from another base.\nSet model.path to the base that it was fine-tuned from."
+        )
+    return {name: value.detach() for name, value in tuned.named_parameters() if name not in report["missing_keys"]}
 
 
 def places_of(folder: Path) -> dict[str, str]:
@@ -193,9 +199,3 @@ def places_of(folder: Path) -> dict[str, str]:
             return dict.fromkeys(file.keys(), _WHOLE)
     except (OSError, KeyError, ValueError, SafetensorError) as error:
         raise CheckError(f"{folder} holds no readable model: {error}.\nTrain or copy it again.") from error
-
-
-def stored_name(model: nn.Module, name: str, files: dict[str, str]) -> str | None:
-    """What a model folder calls a parameter: its name, or that without the backbone's (GPT-2's own files)."""
-    bare = name.removeprefix(f"{model.base_model_prefix}.")  # pyright: ignore[reportCallIssue]
-    return next((each for each in (name, bare) if each in files), None)

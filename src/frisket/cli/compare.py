@@ -77,6 +77,8 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     console.print(_measures(result))
     if told := verdicts_told(result):
         console.print(Text(f"  {told}\n", style="dim"))
+    for table in _curves(result["curves"]):
+        console.print(table)
     console.print(_costs(result))
     if result.get("overlaps"):
         console.print(_overlaps(result["overlaps"]))
@@ -88,7 +90,9 @@ def show(result: Mapping[str, Any], console: Console) -> None:
 def _measures(result: Mapping[str, Any]) -> Table:
     from frisket.report.compare_page import cell, measure_names
 
-    table = _table("Arm and measure", "median", _spread_of(result["arms"]), f"against {result['against']}", "")
+    several = len({arm["against"] for arm in result["arms"]} - {None}) > 1
+    against = f"against {'the first of its length' if several else result['against']}"
+    table = _table("Arm and measure", "median", _spread_of(result["arms"]), against, "")
     for arm in result["arms"]:
         count = len(arm["seeds"])
         table.add_row(Text.assemble((arm["name"], "bold"), f" · {count} seed{'' if count == 1 else 's'}"))
@@ -116,6 +120,37 @@ def _settings(result: Mapping[str, Any]) -> Table:
         values = ", ".join(f"{arm}: {value}" for arm, value in each["values"].items())
         table.add_row(each["name"], values, style="" if each["asked"] else "dim")
     return table
+
+
+def _curves(curves: Sequence[Mapping[str, Any]]) -> list[Table]:
+    """The points of the curves, a table for each target and measure of learning: changes, and their range of seeds."""
+    from frisket.report.compare_page import lengths_told, short
+
+    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for drawing in curves:
+        found.setdefault((drawing["target"], drawing["learned"]), []).append(drawing)
+    tables = []
+    for (target, learned), drawings in found.items():
+        kinds = [f"forgotten: {short(drawing['forgotten'])}" for drawing in drawings]
+        table = _table(f"Learned against forgotten · {target}", "length", f"learned: {learned}", *kinds)
+        points = [{p["arm"]: p for line in d["lines"] for p in line["points"]} for d in drawings]
+        for arm in dict.fromkeys(arm for each in points for arm in each):
+            own = [each.get(arm) for each in points]
+            first = next(filter(None, own))
+            table.add_row(arm, first["length"], _change(first, "x"), *(_change(point, "y") for point in own))
+        lacking = sorted({arm for drawing in drawings for arm in drawing["lacking"]})
+        told = [next(filter(None, map(lengths_told, drawings)), "")]
+        told += [f"Not everywhere, because a run lacks a measure: {', '.join(lacking)}."] if lacking else []
+        table.caption, table.caption_justify = "\n".join(filter(None, told)) or None, "left"
+        tables.append(table)
+    return tables
+
+
+def _change(point: Mapping[str, Any] | None, axis: str) -> str:
+    if point is None:
+        return "–"
+    low, high = point[f"{axis}_range"]
+    return f"{point[axis]:+.3g}" + (f" ({low:+.3g} to {high:+.3g})" if low < high else "")
 
 
 def _costs(result: Mapping[str, Any]) -> Table:

@@ -1,4 +1,4 @@
-"""Cached decoding with the model's own ``generate``: many prompts in batches, or one prompt token by token."""
+"""Decoding with the model's own ``generate``, where it can: many prompts in batches, or one token by token."""
 
 import queue
 import threading
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from frisket.generate.settings import GenerateSettings
+from frisket.hf import decoding
 from frisket.hf.attention import own_attention
 from frisket.hf.roots import with_root
 
@@ -178,7 +179,10 @@ def _decode(
     if settings.temperature > 0:
         # A top_k of 0 means all tokens; transformers' own default is 50.
         chosen |= {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": 0}
-    taken = with_root(model, {name: value.to(model.device) for name, value in inputs.items()})
+    inputs = {name: value.to(model.device) for name, value in inputs.items()}
+    taken = with_root(model, inputs)
+    if "inputs_embeds" in taken and not decoding.takes_vectors(model):
+        return _decode_uncached(model, inputs, stop_ids, pad_id, settings, streamer)
     with own_attention(model), _plain_generation(model):
         out = model.generate(
             **taken,
@@ -190,6 +194,29 @@ def _decode(
         )
     # Given vectors in place of token ids, `generate` returns the new tokens alone.
     return out if "inputs_embeds" in taken else out[:, taken["input_ids"].shape[1] :]
+
+
+def _decode_uncached(
+    model: Any,
+    inputs: dict[str, Tensor],
+    stop_ids: Sequence[int],
+    pad_id: int,
+    settings: GenerateSettings,
+    streamer: "_Handed | None",
+) -> Tensor:
+    if streamer:
+        streamer.put(inputs["input_ids"])
+    with own_attention(model):
+        return decoding.decode(
+            model,
+            inputs,
+            new_tokens=settings.max_new_tokens,
+            stop_ids=stop_ids,
+            pad_id=pad_id,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            on_token=streamer.put if streamer else lambda chosen: None,
+        )
 
 
 @contextmanager

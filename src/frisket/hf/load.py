@@ -208,7 +208,7 @@ def load_model(settings: ModelSettings, dtype: torch.dtype, device: torch.device
     options = {"revision": settings.revision, "trust_remote_code": settings.remote_code}
     try:
         config = AutoConfig.from_pretrained(path, **options)
-        with _without_bars():
+        with without_bars():
             model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 path,
                 config=config,
@@ -314,10 +314,17 @@ def stored_dtype(settings: ModelSettings, model: PreTrainedModel | None) -> torc
 
 
 def cast_parameters(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Cast every floating parameter; buffers stay (rotary frequencies need fp32), and so do 8-bit floats' codes."""
+    """Cast every floating parameter; buffers stay (rotary frequencies need fp32), and so do 8-bit floats' codes.
+
+    Frozen projections that PEFT keeps in a ``BufferDict`` are cast too: VeRA multiplies with them as they are.
+    """
     for parameter in model.parameters():
         if parameter.is_floating_point() and parameter.element_size() > 1 and parameter.dtype != dtype:
             parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        if type(module).__name__ == "BufferDict":
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.to(dtype) if buffer.is_floating_point() else buffer)
     _set_experts(model)
 
 
@@ -374,14 +381,14 @@ def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, dtype: torc
     before = model.config._attn_implementation
     model.set_attn_implementation(OWN if supports_sdpa(model) else EAGER)
     tokens.share_padding(model, tokenizer)
-    with _without_bars():
+    with without_bars():
         model.to(dtype).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
     tokenizer.save_pretrained(folder)
     model.set_attn_implementation(before)  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
+def without_bars() -> Iterator[None]:
     """Loading and saving without transformers' own progress bars, which would break ours."""
     was_on = transformers.utils.logging.is_progress_bar_enabled()
     transformers.utils.logging.disable_progress_bar()

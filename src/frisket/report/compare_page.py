@@ -7,6 +7,7 @@ from markupsafe import Markup, escape
 
 from frisket.report.curves import nice_ticks
 from frisket.report.measures import SHARES
+from frisket.report.plane import Line, Plane, Spot, drawn
 from frisket.report.render import count, figure, page
 
 WIDTH, LANE, TOP, BOTTOM, LEFT, RIGHT = 560, 30, 10, 40, 170, 18
@@ -33,10 +34,49 @@ def compare_page(title: str, result: Mapping[str, Any]) -> str:
         unasked=result["unasked"],
         measures=names,
         rows=[[cell(arm, name) for name in names] for arm in result["arms"]],
+        curves=[curve(each) for each in result["curves"]],
+        lengths=next(filter(None, map(lengths_told, result["curves"])), ""),
         plots=[draw(name, result["arms"]) for name in names],
         judged=verdicts_told(result),
         failed=result.get("failed") or [],
     )
+
+
+def curve(drawing: Mapping[str, Any]) -> Markup:
+    """What was learned against what was forgotten; see ``frisket.run.forgetting_curve``."""
+    lines = [Line(line["name"], [_spot(point) for point in line["points"]]) for line in drawing["lines"]]
+    title = f"{drawing['forgotten']}, against {drawing['learned']}"
+    plane = Plane(title, f"learned: {drawing['learned']} →", f"forgotten: {short(drawing['forgotten'])} →", lines)
+    lacking = ", ".join(drawing["lacking"])
+    told = f"Not drawn, because a run lacks one of the two: {lacking}." if lacking else ""
+    return Markup(
+        f'<figure class="plot wide"><figcaption><b>{escape(title)}</b> <span>{escape(drawing["target"])}</span>'
+        f'</figcaption>{drawn(plane)}<p class="seen">{escape(told)}</p></figure>'
+    )
+
+
+def lengths_told(drawing: Mapping[str, Any]) -> str:
+    """That lines go through separate runs, where any does; empty otherwise."""
+    if all(len(line["points"]) < 2 for line in drawing["lines"]):
+        return ""
+    return "A line joins separate runs of growing length, which may differ only here; figures compare equal lengths."
+
+
+def short(forgotten: str) -> str:
+    """A measure of forgetting without the word."""
+    return forgotten.removeprefix("forgetting: ").removeprefix("forgetting, ")
+
+
+def _spot(point: Mapping[str, Any]) -> Spot:
+    told = (
+        f"{point['arm']} · {point['length']}, {count(point['tokens'])} tokens · learned {figure(point['x'])}, "
+        f"forgotten {figure(point['y'])}"
+    )
+    return Spot(point["x"], point["y"], _span(point["x_range"]), _span(point["y_range"]), told)
+
+
+def _span(ends: Sequence[float]) -> tuple[float, float]:
+    return ends[0], ends[1]
 
 
 def verdicts_told(result: Mapping[str, Any]) -> str:

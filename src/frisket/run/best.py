@@ -56,14 +56,14 @@ def rule_of(recipe: Recipe, measured: Seq[str]) -> Rule | None:
         measured: names of the learning sets that have a loss.
 
     Raises:
-        ConfigError: stopping or keeping is asked for, and there is nothing to decide by.
+        ConfigError: stopping or keeping is asked for, or the method keeps the best, and there is nothing to decide by.
     """
     settings = recipe.evaluate
     if settings is None:
         return None
     asked = "evaluate.stop_after" if settings.stop_after else "evaluate.keep=best" if settings.keep == "best" else ""
-    if (asked or recipe.adapt.keeps_best) and recipe.attend.compare:
-        culprit = asked or f"adapt.method={recipe.adapt.method}"
+    culprit = asked or (f"adapt.method={recipe.adapt.method}" if recipe.adapt.keeps_best else "")
+    if culprit and recipe.attend.compare:
         raise ConfigError(
             f"{culprit} would end two runs at different steps, and attend.compare compares them at the same one.\n"
             "Leave one of the two out: attend.compare=false"
@@ -73,9 +73,9 @@ def rule_of(recipe: Recipe, measured: Seq[str]) -> Rule | None:
             f"evaluate.watch = {settings.watch!r} is no learning set with a loss; there are {', '.join(measured)}.\n"
             f"evaluate.watch={nearest(settings.watch, measured) or next(iter(measured), 'null')}"
         )
-    if asked and not (measured and settings.every):
+    if culprit and not (measured and settings.every):
         raise ConfigError(
-            f"{asked} decides by a loss measured during training, and none is "
+            f"{culprit} decides by a loss measured during training, and none is "
             f"({'evaluate.every is 0' if measured else 'there is no learning set'}).\n"
             f"{'evaluate.every=0.1' if measured else 'Hold samples out: data.0.hold_out=0.02'}"
         )

@@ -20,7 +20,9 @@ from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
 from frisket.report.compare_page import compare_page
 from frisket.run.differing import differing_settings, identity, unasked
 from frisket.run.folder import SUMMARY, read_json
+from frisket.run.forgetting_curve import curves_of, label
 from frisket.run.grafting import overlaps
+from frisket.run.lengths import groups
 
 PAGE = "compare.html"
 SAME_TOKENS = 0.01
@@ -28,11 +30,6 @@ SAME_TOKENS = 0.01
 ENOUGH_SEEDS = 3
 _SHOWN_DIGITS = 10
 _TRAINING_LOSS = "training loss"
-_MEASURES = {
-    "kl": "KL to the base",
-    "bits_per_character_prose": "bits per character, prose",
-    "bits_per_character_code": "bits per character, code",
-}
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class FinishedRun:
         for section in ("learning", "forgetting"):
             for name, entry in (self.summary.get(section) or {}).items():
                 for measure in (m for m in entry["after"] if not m.endswith("_interval")):
-                    found[_label(section, name, measure)] = {
+                    found[label(section, name, measure)] = {
                         "value": entry["after"][measure],
                         "interval": entry["after"].get(f"{measure}_interval"),
                         "measure": measure,
@@ -92,12 +89,12 @@ def compare_runs(places: Sequence[Path], *, page: Path, allow_unequal: bool = Fa
 
     Returns:
         ``{"arms": [...], "against": name, "unequal": [...], "settings": [...], "unasked": text, "judged": number,
-        "overlaps": [...], "page": path}``; see ``compared`` and ``grafting.overlaps``.
+        "curves": [...], "overlaps": [...], "page": path}``; see ``compared`` and ``grafting.overlaps``.
 
     Raises:
         ConfigError: a folder without a finished run; fewer than two runs; unequal budgets.
     """
-    runs = [run for place in places for run in read_runs(place)]
+    runs = _told_apart({place: read_runs(place) for place in places})
     if len(runs) < 2:
         raise ConfigError(
             f"{len(runs)} finished run is nothing to compare.\nGive run folders, or a grid folder: frisket compare A B"
@@ -160,11 +157,19 @@ def unequal_budgets(runs: Sequence[FinishedRun]) -> list[str]:
     """What makes a comparison unfair, each in one line; empty where budgets are equal.
 
     The base model, what is measured, and the tokens of training: seed by seed, and where an arm shares none with the
-    first one, the median of each. A hold-out is drawn from the training data by the seed, so it is the same one only
-    where both are.
+    first one, the median of each. Where lengths differ by plan (``lengths.groups``), tokens are compared within one
+    length. A hold-out is drawn from the training data by the seed, so it is the same one only where both are.
     """
     found = _differing(runs, "base model", lambda run: run.recipe.model.path)
     found += _differing(runs, "evaluation sets", _sets)
+    for group in _by_length(runs):
+        found += _unequal_within(group)
+    return found
+
+
+def _unequal_within(runs: Sequence[FinishedRun]) -> list[str]:
+    """What is unequal between runs that are compared with each other."""
+    found: list[str] = []
     for seed in sorted({run.seed for run in runs}):
         same = [run for run in runs if run.seed == seed]
         if not _are_same([run.tokens for run in same]):
@@ -192,17 +197,19 @@ def unequal_budgets(runs: Sequence[FinishedRun]) -> list[str]:
 def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[str, Any]:
     """The comparison as plain values.
 
-    Each arm has its runs' medians over seeds and, for every measure, ``median``, ``interval`` (the range over seeds; of
-    a single run its own bootstrap interval), ``by_seed``, and against the first arm ``difference`` (mean over the seeds
-    that both have), ``difference_interval`` (95 %, paired, Student's t over the seeds) and ``verdict``. With fewer than
+    Each arm is compared with the first, and where lengths differ by plan with the first of its length: ``against``
+    (None: it is that one). It has its runs' medians over seeds and, for every measure, ``median``, ``interval`` (the
+    range over seeds; of a single run its own bootstrap interval), ``by_seed``, ``difference`` (mean over the seeds that
+    both have), ``difference_interval`` (95 %, paired, Student's t over the seeds) and ``verdict``. With fewer than
     three common seeds there is neither interval nor verdict. ``judged`` counts the verdicts: of equal arms one in 20 is
     still called better or worse. The training loss of runs that measured nothing is shown and never judged.
     ``settings`` are those in which arms differ, and ``unasked`` says in words which of them nobody asked for.
+    ``curves``: what was learned against what was forgotten, see ``forgetting_curve.curves_of``.
     """
     names = list(dict.fromkeys(run.arm for run in runs))
     by_arm = {name: [run for run in runs if run.arm == name] for name in names}
-    against = by_arm[names[0]]
-    arms = [_arm(name, by_arm[name], against, judged=not unequal) for name in names]
+    first = {run.arm: group[0].arm for group in _by_length(runs) for run in group}
+    arms = [_arm(name, by_arm[name], by_arm[first[name]], judged=not unequal) for name in names]
     settings = differing_settings({name: (by_arm[name][0].recipe, by_arm[name][0].summary) for name in names})
     return {
         "frisket": __version__,
@@ -212,6 +219,7 @@ def compared(runs: Sequence[FinishedRun], unequal: Sequence[str] = ()) -> dict[s
         "settings": settings,
         "unasked": unasked(settings),
         "judged": sum("verdict" in entry for arm in arms for entry in arm["measures"].values()),
+        "curves": curves_of(by_arm),
         "arms": arms,
     }
 
@@ -232,6 +240,7 @@ def _arm(name: str, runs: Sequence[FinishedRun], against: Sequence[FinishedRun],
             entry |= _paired(measure, own, theirs, judged=judged)
     return {
         "name": name,
+        "against": None if first.arm == against[0].arm else against[0].arm,
         "seeds": [run.seed for run in runs],
         "folders": [str(run.folder) for run in runs],
         "method": first.summary["model"]["method"],
@@ -270,14 +279,6 @@ def _paired(
     return told
 
 
-def _label(section: str, name: str, measure: str) -> str:
-    """A measure of a set in words; the set of forgetting that every run has needs no name."""
-    what = _MEASURES.get(measure, measure.replace("_", " "))
-    if section == "learning":
-        return f"{name} {what}"
-    return f"forgetting: {what}" if name == "default" else f"forgetting, {name}: {what}"
-
-
 def _grouped(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     """Name the arms of single runs after their folders; runs that differ in nothing but the seed are one arm."""
     names: dict[str, str] = {}
@@ -288,6 +289,25 @@ def _grouped(runs: Sequence[FinishedRun]) -> list[FinishedRun]:
     counts = Counter((run.arm, run.seed) for run in found)
     # Same name, or same recipe and seed: the whole path tells them apart.
     return [replace(run, arm=str(run.folder)) if counts[run.arm, run.seed] > 1 else run for run in found]
+
+
+def _by_length(runs: Sequence[FinishedRun]) -> list[list[FinishedRun]]:
+    """The runs that are compared with each other."""
+    arms = {run.arm: (run.recipe, run.summary) for run in runs}
+    return [[run for run in runs if run.arm in names] for names in groups(arms)]
+
+
+def _told_apart(found: Mapping[Path, Sequence[FinishedRun]]) -> list[FinishedRun]:
+    """All runs; arms of several grids are called after their grid too."""
+    grids = {place: grid for place in found for grid, cells in [_cells_at(place)] if cells}
+    if len({grid.resolve() for grid in grids.values()}) < 2:
+        return [run for runs in found.values() for run in runs]
+    names = {place: grid.resolve().name for place, grid in grids.items()}
+    return [
+        replace(run, arm=" ".join((names[place], run.arm)) if place in names else run.arm)
+        for place, runs in found.items()
+        for run in runs
+    ]
 
 
 def _identity(run: FinishedRun) -> str:

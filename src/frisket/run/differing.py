@@ -37,6 +37,12 @@ def differing_settings(arms: Mapping[str, tuple[Recipe, Mapping[str, Any]]]) -> 
     return sorted(found, key=lambda each: not each["asked"])
 
 
+def asked_for(recipe: Recipe, summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run by dotted name, without its name, its seed, and what followed from the others."""
+    derived = _derived(recipe, summary)
+    return {name: value for name, value in _flat(identity(recipe)) if name not in derived}
+
+
 def identity(recipe: Recipe) -> dict[str, Any]:
     """What makes a run the run that it is, but for its name and its seed."""
     given = recipe.model_dump(mode="json", exclude={"name"})

@@ -103,7 +103,7 @@ class During:
             if not any(record["step"] == step for record in self._evaluations):
                 self._last = [{"step": step, "learning": after}]
         self._meter.measure(step)
-        self._answer(self.result_step())
+        self._answer_last()
         self._say(measured)
         return measured
 
@@ -150,6 +150,16 @@ class During:
         entries = self._samples.write(step) if self._samples else []
         if entries:
             self._tracker.samples(step, entries)
+
+    def _answer_last(self) -> None:
+        """Nothing is saved yet, so whatever fails here is told and costs no weights."""
+        try:
+            self._answer(self.result_step())
+        except Exception as error:  # whatever it is
+            told = str(error).partition("\n")[0]
+            self._watcher.warn(
+                f"samples    no answers after the last step, the rest is saved: {type(error).__name__}: {told}"
+            )
 
     def _say(self, measured: dict) -> None:
         found, rule = self._standing(), self._rule

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from frisket.adapt import sparse
-from frisket.adapt.graft import AttachedGraft, Side
+from frisket.adapt.base import MethodSettings
+from frisket.adapt.graft import AttachedGraft, Graft, Side
+from frisket.errors import UnsupportedError
 from frisket.evaluate.calibration import calibration
 from frisket.run import measuring
 from frisket.watch import Watcher
@@ -19,6 +21,19 @@ if TYPE_CHECKING:
 
 SIDES: Mapping[Side, str] = {"base": "base", "tuned": "fine-tuned", "top": "most moved", "graft": "graft"}
 """What is measured: the base, with all fine-tuned values of `where`, with those that moved most, with those kept."""
+
+
+def refuse_fp16(method: MethodSettings, compute: torch.dtype) -> None:
+    """Refuse to search for a graft in fp16, which ends at 6e-8.
+
+    Raises:
+        UnsupportedError: it is asked for.
+    """
+    if isinstance(method, Graft) and compute == torch.float16:
+        raise UnsupportedError(
+            "adapt.method=graft: the gradients of its scores are near 1e-11, and fp16 holds nothing below 6e-8.\n"
+            "train.compute=fp32"
+        )
 
 
 def judged(

@@ -16,6 +16,7 @@ from frisket.recipe import FILE_KEYS, GRID_FILE, Recipe, load_recipe
 from frisket.run import best, comparing, measuring
 from frisket.run.differing import differing_settings
 from frisket.run.folder import SUMMARY, look, read_json, recipe_hash, write_json
+from frisket.run.lengths import LENGTH
 from frisket.run.prepare import prepare
 from frisket.run.training import Given, train
 from frisket.watch import Silent, WarningsOnly, Watcher, duration
@@ -156,7 +157,13 @@ def _refuse_axis(axis: Axis, allow_unequal: bool) -> None:
 
 
 def _changes_budget(key: str) -> bool:
-    """Whether it is one of these keys, lies below one, or is a section that holds one; in a stage as at the top."""
+    """Whether it is one of these keys, lies below one, or is a section that holds one; in a stage as at the top.
+
+    The length of the whole run alone does not count: runs of one length are compared with each other, and a line goes
+    through those that differ in nothing else.
+    """
+    if key in LENGTH:
+        return False
     steps = key.split(".")
     inner = ".".join(steps[2:] if steps[0] == "stages" and len(steps) > 2 else steps) + "."
     return any(inner.startswith(f"{named}.") or f"{named}.".startswith(inner) for named in CHANGES_BUDGET)

@@ -92,7 +92,7 @@ def _tried(
     place, label = out / SEARCH_FOLDER / f"layers-{group}", f"search     {number + 1} of {of}: layers {group}"
     began, short = time.perf_counter(), _short(recipe, group)
     with watcher.progress(label, short.train.max_steps, "steps") as advance:
-        inner = replace(given, on_step=lambda record: advance(1))
+        inner = replace(given, on_step=lambda record: advance(1), start=None)
         summary = train(short, out=place, resume=place.exists(), given=inner, watcher=Silent())
     told = summary["mask_tuning"]
     learnt, none = (told["sets"][told["decided_by"]][name] for name in ("learnt", "none"))

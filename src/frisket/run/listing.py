@@ -82,7 +82,8 @@ def _every_method() -> Iterator[tuple[str, MethodSettings, str]]:
 
 
 def _listed(config: Any, name: str, method: MethodSettings, why_not: str) -> Listed:
-    attached, why_not = (None, why_not) if why_not else _attached(config, method)
+    attached, failed = _attached(config, method)
+    why_not = why_not or failed
     rate = rate_of(method.declared_rate, config.get_text_config().hidden_size, LONG_RUN)
     about = method.about
     return Listed(

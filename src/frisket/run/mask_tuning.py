@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from frisket.evaluate.compare import FEWEST_UNITS, Measure, comparison, one_side
 from frisket.evaluate.losses import sample_losses
 from frisket.recipe import Recipe
 from frisket.run import finishing, measuring
-from frisket.run.folder import read_json
+from frisket.run.folder import SUMMARY, read_json
 from frisket.run.layer_search import refuse_search
 from frisket.run.prepare import Prepared
 from frisket.run.rates import SEARCH_FILE
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 NOT_SHIPPED = 4
 """Exit code of a run whose mask did not beat the model without one."""
+_RANDOM_MASK = 0x6D61736B  # no stage has this number: [seed, stage] is what a stage draws its start with
 ENOUGH_REACH = 0.2  # below it a run can hardly leave its random start; the authors' runs have 0.24 to 0.47
 
 
@@ -132,6 +134,11 @@ def save(
     return {}, checks.as_dict(), found | {"exit_code": NOT_SHIPPED}
 
 
+def is_shipped(out: Path) -> bool:
+    """Whether a finished run left something to go on from: always, but for a mask that did not beat none."""
+    return read_json(out / SUMMARY).get("mask_tuning", {}).get("shipped", True)
+
+
 def judged(
     model: Any,
     attached: AttachedMft,
@@ -177,7 +184,9 @@ def judged(
 
 
 def _random(weights: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
+    """Scores of a random mask; drawn with the seed itself they would be those that the learnt mask starts from."""
+    own = np.random.SeedSequence([seed, _RANDOM_MASK]).generate_state(1, np.uint64)[0] >> 2
+    generator = torch.Generator().manual_seed(int(own))
     return {name: torch.randn(w.shape, generator=generator).to(w.device) for name, w in weights.items()}
 
 

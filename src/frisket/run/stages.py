@@ -5,6 +5,9 @@ A stage with the method of the stage before it goes on with the same adapter. A 
 own: ``OUT/stage-N/merged``, or ``OUT/stage-N/model`` after full fine-tuning. What its method draws at random is then
 drawn with the stage's own seed. Each stage has its own folder ``OUT/stage-N`` with its ledger and checkpoints, a fresh
 optimizer and a fresh schedule.
+
+Where `adapt` has layers searched for, the first of the stages that share it searches, and the others take its choice. A
+stage of mask fine-tuning that ships no mask hands on the base that it had itself.
 """
 
 import shutil
@@ -16,6 +19,7 @@ from frisket.errors import UnsupportedError
 from frisket.hf.settings import ModelSettings
 from frisket.recipe import Recipe
 from frisket.run import best, folder, mask_free, mask_tuning, merging
+from frisket.run.rates import LOCATED_FILE, SEARCH_FILE
 from frisket.run.training import Given, train_one
 from frisket.watch import Watcher
 
@@ -39,13 +43,15 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
             watcher.say(f"stage      {index + 1} of {len(stages)}")
             is_fresh = index > 0 and starts_afresh(stages[index - 1], asked)
             if is_fresh:
-                base = _merged(before, recipe.model, watcher)
-                given = replace(given, tokenizer=None, stage=index)
+                base, is_made = _handed_on(before, base, recipe.model, watcher)
+                given = replace(given, tokenizer=None if is_made else given.tokenizer, stage=index)
             stage = asked if base is None else asked.model_copy(update={"model": base})
             found = folder.look(place, stage, resume)
             if found.is_finished:
                 summaries.append(folder.read_json(place / folder.SUMMARY))
                 continue
+            if index and not is_fresh:
+                _share_choice(before, place, stage)
             start = best.result_of(before) if index and not is_fresh else None
             summaries.append(train_one(stage, place, found, replace(given, start=start), None, watcher))
         last = out / f"stage-{len(stages)}"
@@ -66,12 +72,32 @@ def starts_afresh(before: Recipe, stage: Recipe) -> bool:
     return stage.adapt != before.adapt or redraws(stage.adapt.where)
 
 
-def _merged(before: Path, asked: ModelSettings, watcher: Watcher) -> ModelSettings:
-    """The model that a stage made, as a base; loaded as the recipe asks (its folder stands for itself otherwise)."""
+def _handed_on(
+    before: Path, base: ModelSettings | None, asked: ModelSettings, watcher: Watcher
+) -> tuple[ModelSettings | None, bool]:
+    """What a stage leaves to the next one as a base, and whether that is a model that a stage made.
+
+    Args:
+        base: the stage's own; None: the recipe's.
+        asked: how the recipe loads a model (a merged folder stands for itself otherwise).
+    """
+    if not mask_tuning.is_shipped(before):
+        kept = (base or asked).path
+        watcher.warn(f"the stage before this one shipped no mask: this one starts from {kept}, as that one did")
+        return base, base is not None
     run = merging.trained(before)
     merged = merging.merged_folder(run, watcher).resolve()
     watcher.say(f"base       {merged}: what the stage before it made")
-    return run.plain(merged).model_copy(update={"load": asked.load})
+    return run.plain(merged).model_copy(update={"load": asked.load}), True
+
+
+def _share_choice(before: Path, place: Path, stage: Recipe) -> None:
+    """Let a stage take the layers that the stage before it searched for: it goes on with the same adapter."""
+    found = [name for name in (SEARCH_FILE, LOCATED_FILE) if (before / name).is_file()]
+    if found and not all((place / name).is_file() for name in found):
+        with folder.claimed(place, stage):
+            for name in found:
+                _copy(before / name, place / name)
 
 
 def _refuse(recipe: Recipe, stages: list[Recipe], given: Given) -> None:

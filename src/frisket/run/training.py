@@ -205,18 +205,20 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
         watcher.warn(line)
     foreseen = memory.foresee(prepared, every_steps(recipe.train.save_every, prepared.total_steps), model, watcher)
     method = recipe.adapt
+    grafting.refuse_fp16(recipe.adapt, compute)
     wide = torch.promote_types(compute, torch.float32)
     base_dtype = load.stored_dtype(recipe.model, model)
     if model is None:
-        model = load.load_model(recipe.model, wide if method.method == "full" else compute, device)
+        model = load.load_model(recipe.model, wide if method.starts_wide else compute, device)
     else:
         tokens.grow(load.ready(model), prepared.added.ids)
-        load.cast_parameters(model, wide if method.method == "full" else compute)
+        load.cast_parameters(model, wide if method.starts_wide else compute)
     dropped_out = load.switch_off_dropout(model)
     if dropped_out:
         watcher.say(f"dropout    set to 0 in {len(dropped_out)} places (was {dropped_out[0]})")
     rng = torch.Generator().manual_seed(stage_seed(recipe.train.seed, stage))
-    attached = attach(method, model, rng, prepared.added.ids, prepared.tokenize)
+    with load.without_bars():  # a graft reads a second model
+        attached = attach(method, model, rng, prepared.added.ids, prepared.tokenize)
     if has_adapted_tied_head(model):
         watcher.warn("the head is tied to the embedding; merge with frisket export: PEFT's merge would move both")
     if told := router_losses(model.config):

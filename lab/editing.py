@@ -39,6 +39,7 @@ from lab.judging import Judge, Scores, mean_text
 
 WORK = Path(__file__).with_name("work") / "editing"
 EDITS, EARLY, UNEDITED = 60, 20, 120
+TEXT_TOKENS = 8192
 PASSES, CONVERGED = 25, 0.01
 TRAINED, REPHRASED = PLAIN["facts"][0], PLAIN["facts"][1]
 LAYER = 1
@@ -59,7 +60,7 @@ COMMON = [
 ARMS = {
     "breadth-first, one matrix": {"order": "breadth", "place": "one matrix", "rate": 3e-3},
     "depth-first, one matrix": {"order": "depth", "place": "one matrix", "rate": 3e-4},
-    "breadth-first, all layers": {"order": "breadth", "place": "all layers", "rate": 1e-3},
+    "breadth-first, all layers": {"order": "breadth", "place": "all layers", "rate": 1e-4},
     "depth-first, all layers": {"order": "depth", "place": "all layers", "rate": 3e-4},
 }
 MEANING = {"editing": ""}
@@ -104,7 +105,7 @@ def recipe(seed: int, *words: str) -> Recipe:
         for key, value in {"name": name, "path": path, "metric": "exact_match", "max_new_tokens": 8}.items()
     ]
     forgotten = ["evaluate.forgetting.0.name=text", "evaluate.forgetting.0.prompts=0"]
-    forgotten += ["evaluate.forgetting.0.text_tokens=8192", f"train.seed={seed}"]
+    forgotten += [f"evaluate.forgetting.0.text_tokens={TEXT_TOKENS}", f"train.seed={seed}"]
     return load_recipe(None, [*COMMON, *asked, *forgotten, *words], model="bundled", data=[str(places["edited"])])
 
 

@@ -13,9 +13,10 @@ prompts that nobody trained on (`kept`), and of the loss on them (`kept_loss`). 
 chosen, on training samples alone. A share can be below 0 (a graft can be worse than the base); of no gain it is 0.
 `calibration_error` is the expected calibration error of the graft on those prompts' answers.
 
-The search has the declared rate, 1e7. The expectations were written after a look at seed 100, which is not in the
-experiment (docs/log.md): of the gain in loss the most moved entries kept 2 and 15 % (plain), 8 and 66 % (L1) at 0.1 and
-1 %; searches of 24 steps that began at 0.1 % ended at 0.6 % (1e7), 2.1 % (1e8) and 3.8 % (1e9).
+The expectations were written after a look at seed 100, which is not in the experiment (docs/log.md): of the gain in
+loss the most moved entries kept 2 and 15 % (plain), 8 and 66 % (L1) at 0.1 and 1 %. Searches of 24 steps that began at
+0.1 % ended at 0.6 and 0.7 % (L1, plain) with the authors' rate, 1e7, which is taken; at 2.1 and 5.2 % with 1e8, and at
+3.8 and 15.5 % with 1e9.
 """
 
 import functools
@@ -51,7 +52,7 @@ COMMON = [
     "evaluate.budget_seconds=120",
 ]
 TUNE = [*COMMON, "adapt.method=full", "adapt.where=all-linear", "train.step_tokens=1024", "train.epochs=3"]
-SEARCH = [*COMMON, "adapt.method=graft", "train.step_tokens=2048", "train.max_steps=16"]
+SEARCH = [*COMMON, "adapt.method=graft", "train.step_tokens=2048", "train.max_steps=16", "train.learning_rate=1e7"]
 ARMS = {
     f"{penalty}, {size}, {mask}": {"l1": strength, "keep": keep, "mask": mask}
     for penalty, strength in PENALTIES.items()

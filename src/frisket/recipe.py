@@ -6,6 +6,7 @@ transformers nor peft.
 """
 
 import copy
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from frisket.supervise.settings import SuperviseSettings, TeachSettings
 from frisket.train.settings import TrainSettings
 from frisket.yaml12 import Key
 
+_BRACKETED = re.compile(r"[^\s,\[\]{}'\":]+\[[^\[\]]*\]")  # such as embeddings[100:200]
 STAGE_KEYS = ("data", "attend", "supervise", "adapt", "train", "evaluate")
 RECIPE_FILE = "recipe.yaml"
 GRID_FILE = "grid.json"
@@ -272,9 +274,23 @@ def _split(word: str) -> tuple[Key, Any]:
     try:
         return key, yaml12.value_of(text)
     except ConfigError as error:
-        raise ConfigError(
-            f"{name}: {error}\nTo mean these very characters, quote them twice: '{name}=\"…\"'"
-        ) from error
+        raise ConfigError(f"{name}: {error}\n{_quoting(name, text)}") from error
+
+
+def _quoting(name: str, text: str) -> str:
+    """How a text that YAML cannot read is quoted: as a whole, or, in a list or mapping, what has brackets of its own.
+
+    >>> print(_quoting("adapt.where", "[embeddings[0:9], head]"))
+    Quote what has brackets of its own: "adapt.where=['embeddings[0:9]', head]"
+    """
+    quoted = _BRACKETED.sub(r"'\g<0>'", text)
+    if text[:1] in ("[", "{") and quoted != text:
+        try:
+            yaml12.value_of(quoted)
+        except ConfigError:
+            return f"Quote each text in it: \"{name}=['…', '…']\""
+        return f'Quote what has brackets of its own: "{name}={quoted}"'
+    return f"To mean these very characters, quote them twice: '{name}=\"…\"'"
 
 
 def _put(given: list | dict, key: Key, value: Any, depth: int = 0) -> None:

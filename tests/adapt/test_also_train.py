@@ -124,10 +124,10 @@ def test_the_note_says_what_moves_and_a_tied_head_follows():
 @pytest.mark.parametrize(
     ("method", "tied", "error", "message"),
     [
-        (Lora(rank=4, also_train=("head",)), True, UnsupportedError, "the head's weight is the embedding's, so they move "
+        (Lora(also_train=("head",)), True, UnsupportedError, "the head's weight is the embedding's, so they move "
          "together or not at all.\nUse adapt.also_train='[embeddings]'."),
         (Ia3(also_train=("embeddings",)), True, UnsupportedError, "PEFT keeps them tied only for LoRA, where"),
-        (Lora(rank=4, also_train=("head",), where=["all-linear", "head"]), False, ConfigError, "adapt.also_train and "
+        (Lora(also_train=("head",), where=["all-linear", "head"]), False, ConfigError, "adapt.also_train and "
          "adapt.where both claim lm_head."),
         (LnTuning(also_train=("norms",)), False, ConfigError, "both claim model.layers.0.input_layernorm."),
         (Full(also_train=("head",)), False, UnsupportedError, "adapt.also_train goes with adapters that PEFT saves, "
@@ -142,11 +142,11 @@ def test_what_it_does_not_go_with_is_refused(method, tied, error, message):
 
 def test_rows_of_added_tokens_and_whole_tables_are_refused():
     with pytest.raises(UnsupportedError, match=r"moves all rows of embeddings and head, and model\.add_tokens those"):
-        attach(Lora(rank=4, also_train=("embeddings", "head")), tiny(dtype=torch.float32), torch.Generator(), [60])
+        attach(Lora(also_train=("embeddings", "head")), tiny(dtype=torch.float32), torch.Generator(), [60])
 
 
 def test_a_tied_table_that_peft_does_not_know_is_refused_and_norms_of_that_family_move():
     with pytest.raises(UnsupportedError, match=r"only for LoRA, where the table is called embed_tokens"):
-        attach(Lora(rank=4, also_train=("embeddings",)), tiny_gpt2(), torch.Generator())
+        attach(Lora(also_train=("embeddings",)), tiny_gpt2(), torch.Generator())
     attached = attach(Lora(rank=2, also_train=("norms",)), tiny_gpt2(), torch.Generator())
     assert sum("ln_" in name for name in attached.parameters()) == 2 * 5

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from tests.models import samples, tiny, tiny_gpt2
 
+from frisket.adapt import dense as dense_files
 from frisket.adapt.methods import load_adapter
 from frisket.adapt.mora import Mora, Square
 from frisket.attend.pack import pack
@@ -148,3 +149,37 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     (tmp_path / "adapter.safetensors").unlink()
     with pytest.raises(CheckError, match="holds no whole adapter"):
         load_adapter(tiny(), tmp_path)
+
+
+def test_an_adapter_is_put_on_no_other_base_of_the_same_shape(tmp_path):
+    model = tiny(dtype=torch.float32)
+    attached = Mora(rank=4).attach(model, torch.Generator())
+    attached.save(tmp_path, attached.state())
+    with pytest.raises(CheckError, match=r"model\.layers\.0\..*_proj\.weight is not the one that this adapter was"):
+        load_adapter(tiny(dtype=torch.float32, seed=7), tmp_path)
+    other = tiny(dtype=torch.float32)
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+    with pytest.raises(CheckError, match=r"layers\.1\.mlp\.up_proj\.weight is not the one that this adapter was"):
+        load_adapter(other, tmp_path)
+    assert not any(name.endswith(".mora") for name, _ in other.named_parameters())
+    with torch.no_grad():
+        other.model.layers[1].mlp.up_proj.weight.copy_(model.model.layers[1].mlp.up_proj.weight)
+        other.model.norm.weight.add_(1)  # which it does not touch
+    load_adapter(other, tmp_path)
+
+
+@pytest.mark.parametrize("loaded", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("trained", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
+def test_its_base_is_known_in_every_type(stored, trained, loaded, tmp_path):
+    def base(dtype):
+        return tiny(dtype=torch.float32).to(stored).to(dtype)
+
+    attached = Mora(rank=4).attach(base(trained), torch.Generator())
+    attached.save(tmp_path, attached.state())
+    if stored != trained:
+        dense_files.rebase(tmp_path, dict(base(torch.float32).named_modules()))
+        with pytest.raises(CheckError, match="is not the one that this adapter was trained beside"):
+            dense_files.rebase(tmp_path, dict(tiny(dtype=torch.float32, seed=7).named_modules()))
+    load_adapter(base(loaded), tmp_path)

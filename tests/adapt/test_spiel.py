@@ -504,6 +504,38 @@ def test_a_support_that_was_trained_before_is_not_thrown_away():
         assert stayed >= 0.8 * len(layer.indices) - 1
 
 
+@pytest.mark.parametrize("end", [1, 9, 20], ids=["in the first phase", "in a later one", "between phases"])
+def test_a_further_stage_has_a_clock_and_candidates_of_its_own(end):
+    first, second = Trained(Spiel(**SHORT)).run(end), Trained(Spiel(**SHORT))
+    second.optimizer.load_masters(first.optimizer.moving())
+    second.attached.begin_stage()
+    kept = {name: tensor.clone() for name, tensor in second.attached.extra().items()}
+    assert int(kept["done"][0]) == 0
+    assert not any(kept[name].any() for name in kept if name.rpartition(".")[2] in ("candidates", "sums", "steps"))
+    moved, watched = [], []
+    for _ in range(12):
+        before = {name: layer.indices.clone() for name, layer in second.layers.items()}
+        second.run(1)
+        watched.append(max(int(layer.steps) for layer in second.layers.values()))
+        moved.append(any(not torch.equal(layer.indices, before[name]) for name, layer in second.layers.items()))
+    assert [step for step, has in enumerate(moved, 1) if has] == [3, 11]
+    assert watched == [1, 2, 0, 0, 0, 0, 0, 1, 2, 3, 0, 0]
+
+
+def test_a_cycle_that_is_too_long_for_the_run_is_told_with_overrides_that_mend_it():
+    assert "the run ends before entries are chosen (adapt.accumulate = 5): all stay" in Spiel().cycle.too_long(5)
+    assert "chosen after step 5 of 6, which drops all that was learned" in Spiel().cycle.too_long(6)
+    assert [steps for steps in range(1, 40) if Spiel().cycle.too_long(steps)] == list(range(1, 10))
+    assert not Spiel(reselect=0).cycle.too_long(1)
+    assert Spiel(policy="cosine").cycle.too_long(5)
+    for steps in range(1, 10):
+        words = Spiel().cycle.too_long(steps).rpartition(": ")[2].split()
+        mended = Spiel(**{name.removeprefix("adapt."): int(n) for name, n in (word.split("=") for word in words)})
+        mended.check()
+        assert not mended.cycle.too_long(steps)
+        assert steps < 2 or any(mended.cycle.selects(step, steps) for step in range(1, steps))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_what_is_saved_is_what_was_trained(dtype, tmp_path):
     trained = Trained(Spiel(**SHORT), dtype).run(12)

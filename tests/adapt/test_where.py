@@ -116,7 +116,20 @@ def test_a_row_range_matches_those_rows_of_every_tensor_and_overlapping_ones_uni
     [
         ("head[60:65]", "adapt.where = 'head[60:65]': lm_head.weight has 64 rows, 0 to 63, and these are not "
          "among them.\nUse a range such as adapt.where='head[0:64]'"),
-        ("head[4:4]", "lm_head.weight has 64 rows"),
+        ("head[4:4]", "adapt.where = 'head[4:4]': the range of rows is empty: it begins with its first row and ends "
+         "behind its last.\nUse adapt.where='head[4:5]'"),
+        ("head[:0]", "the range of rows is empty: it begins with its first row and ends behind its last.\n"
+         "Use adapt.where='head[0:1]'"),
+        ("head[20:10]", "the range of rows is reversed: it begins with its first row and ends behind its last.\n"
+         "Use adapt.where='head[10:20]'"),
+        ("head[90:80]", "reversed: it begins with its first row and ends behind its last.\n"
+         "Use adapt.where='head[0:64]'"),
+        ("head[90:]", "lm_head.weight has 64 rows, 0 to 63, and these are not among them."),
+        ("head[abc]", "adapt.where = 'head[abc]': [abc] is not a range of rows, which is [first:end] or a part of it.\n"
+         "Use adapt.where='head[0:64]'"),
+        ("*.q_proj[-4:]", "'*.q_proj[-4:]': [-4:] is not a range of rows, which is [first:end] or a part of it.\n"
+         "Use adapt.where='*.q_proj[0:32]'"),
+        ("zzz[abc]", "adapt.where = 'zzz[abc]' matched 0 of 21"),
         ("attention[0:4]", "adapt.where = 'attention[0:4]': rows are meant, and the matched tensors have 16 "
          "to 32 of them."),
         (["head[0:4]", "head"], "adapt.where: one pattern claims lm_head.weight as a whole, another only rows of it."),

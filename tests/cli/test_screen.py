@@ -186,7 +186,7 @@ def test_the_final_screen_shows_everything_and_fits(width: int) -> None:
         "1.2 %", "91.3 %", "88.9–93.4", "copy", "99.0 %", "3.410", "0.210",
         "bits/character", "1.920", "KL to the base", "0.021",
         "300", "30.0 %", "assistant 300", "7 samples", "800 computed + 100 shared",
-        "10,412 real, 3,102 supervised, 9,900 computed", "2 min 31 s", "120,000 of 2,800,000 weights (4.3 %)",
+        "10,412 real, 3,102 supervised, 9,900 computed", "2 min 31 s", "120,000 of 2,800,000 parameters moved",
         "seam passed", "out/demo/adapter", "out/demo/report.html", "frisket generate out/demo --chat",
     ):  # fmt: skip
         assert part in text, part

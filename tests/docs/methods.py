@@ -19,29 +19,35 @@ SHARED = ("method", "where", "also_train")
 HEAD = """# Every method
 
 `adapt.method` says how the weights under `adapt.where` move. Counts are those of the bundled base (3.5 million
-parameters) with the defaults; for your own model: `frisket methods --model MODEL`. *Optimizer* is the bytes of its
-state, without fp32 masters. *Packed*: several samples in a row are exact, also as a forest or mask-free. Rates are
-those of a run of 1,000 steps.
+parameters) with the defaults; for your own model: `frisket methods --model MODEL`. A recipe, a run folder or
+overrides are priced as they are: `frisket methods recipe.yaml adapt.rank=64`. *Share* is that of the base's parameters,
+*optimizer* the bytes of its state, without fp32 masters. *Forest*, *mask-free*: several samples in a row,
+as `attend.arrangement` says.
 
 Written by `python -m tests.docs.methods` from the methods themselves; a test compares it.
 """
-_COLUMNS = "| method | what moves | parameters | optimizer | merges | packed | 4-bit | rate |"
+_COLUMNS = (
+    "| method | what moves | source | parameters | share | optimizer | merges | forest | mask-free | 4-bit "
+    "| rate of 1,000 steps |"
+)
 
 
 def page() -> str:
     """The page."""
     listed = list_methods(ModelSettings(path="bundled"))
-    parts = [HEAD, _COLUMNS, "|---|---|---:|---:|---|---|---|---:|", *(_row(each) for each in listed)]
+    parts = [HEAD, _COLUMNS, "|---|---|---|---:|---:|---:|---|---|---|---|---:|", *(_row(each) for each in listed)]
     parts += [text for kind in get_args(get_args(Method)[0]) for text in _section(kind)]
     return "\n".join(parts) + "\n"
 
 
 def _row(each: Listed) -> str:
     name = f"[`{each.name}`](#{each.name})" if " " not in each.name else f"`{each.name}`"
-    works = ("yes" if holds else "no" for holds in (each.merges, each.packs, each.quantised))
-    counts = ("–" if n is None else f"{n:,}" for n in (each.parameters, each.optimizer_bytes))
+    works = ("yes" if holds else "no" for holds in (each.merges, each.packs, each.packs, each.quantised))
+    moving, size = ("–" if n is None else f"{n:,}" for n in (each.parameters, each.optimizer_bytes))
+    share = "–" if each.share is None else f"{100 * each.share:.3g} %"
     moves = each.moves + (f" ({each.why_not})" if each.why_not else "")
-    return "| " + " | ".join([name, moves.replace("|", "\\|"), *counts, *works, f"{each.rate:g}"]) + " |"
+    cells = [name, moves.replace("|", "\\|"), each.source, moving, share, size, *works, f"{each.rate:g}"]
+    return f"| {' | '.join(cells)} |"
 
 
 def _section(kind: type[MethodSettings]) -> list[str]:

@@ -19,6 +19,7 @@ def few(tmp_path, monkeypatch):
     monkeypatch.setattr(editing, "EARLY", 2)
     monkeypatch.setattr(editing, "UNEDITED", 4)
     monkeypatch.setattr(editing, "PASSES", 3)
+    monkeypatch.setattr(editing, "TEXT_TOKENS", 512)
     words = ["train.threads=1", "train.epochs=3"]
     monkeypatch.setattr(editing, "COMMON", [*editing.COMMON, *words])
     editing.judge.cache_clear()
@@ -56,6 +57,13 @@ def test_arms_cross_order_and_place() -> None:
         (order, place) for order in ("breadth", "depth") for place in editing.PLACES
     }
     assert {each.metric for each in EXPERIMENT.expectations} >= {"edited", "early", "unedited", "text"}
+
+
+def test_the_picture_has_every_arm(tmp_path) -> None:
+    runs = [{"arm": arm, "values": {"edited": 0.5, "unedited": kept}} for arm in ARMS for kept in (0.4, 0.6)]
+    editing.picture({"arms": ARMS, "runs": runs}, tmp_path / "p.svg")
+    text = (tmp_path / "p.svg").read_text(encoding="utf-8")
+    assert all(arm in text for arm in ARMS)
 
 
 def test_either_order_moves_the_one_matrix_alone(few) -> None:

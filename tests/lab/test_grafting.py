@@ -3,7 +3,7 @@
 import pytest
 import torch
 from lab.experiment import Arm
-from lab.grafting import ARMS, EXPERIMENT, at_indices, masks
+from lab.grafting import ARMS, EXPERIMENT, at_indices, masks, picture
 
 from frisket import bundled
 from frisket.adapt import sparse
@@ -46,6 +46,14 @@ def test_a_learnt_mask_is_held_against_as_many_of_the_most_moved(tmp_path, monke
 
 def test_a_tensor_that_nothing_touches_has_an_empty_mask() -> None:
     assert not at_indices(BASE["a"], None).any()
+
+
+def test_the_picture_has_a_line_for_every_kind_of_mask(tmp_path) -> None:
+    values = [{"entries": 10.0, "kept_loss": 0.2}, {"entries": 20.0, "kept_loss": 0.4}]
+    runs = [{"arm": arm, "values": each} for arm in ARMS for each in values]
+    picture({"runs": runs}, tmp_path / "p.svg")
+    text = (tmp_path / "p.svg").read_text(encoding="utf-8")
+    assert all(f"{penalty}, {mask}" in text for penalty in grafting.PENALTIES for mask in grafting.MASKS)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

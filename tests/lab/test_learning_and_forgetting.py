@@ -78,7 +78,7 @@ def test_every_expectation_names_arms_that_are_there(setting, folder, tmp_path, 
     assert {e.metric for e in experiment.expectations} == {"learned", "forgotten", "forgotten a bit"}
     assert all(any(word.startswith("train.learning_rate=") for word in arm) for arm in experiment.arms.values())
     assert lab.STEPS * lab.STEP_TOKENS <= MOST_TOKENS
-    assert sum(lab.BUDGETS.values()) <= 960
+    assert sum(lab.BUDGETS.values()) <= 2 * 960
 
 
 def test_a_toy_run_is_measured_in_bits_per_character(folder):

@@ -1,5 +1,6 @@
 """Reading a recipe: files, overrides, the meaning of words, stages."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -135,6 +136,11 @@ def test_a_recipe_does_not_change() -> None:
         (["=4"], r"'=4' is no override.*train\.epochs=2"),
         (["train..epochs=4"], "is no override"),
         (["adapt.where=[*"], "cannot be read as a list.*quote them twice"),
+        (
+            ["adapt.where=[embeddings[100:200], *.q_proj[:4], {layers: 4}]"],
+            re.escape("\"adapt.where=['embeddings[100:200]', '*.q_proj[:4]', {layers: 4}]\""),
+        ),
+        (["adapt.where=[head[0:4]"], re.escape("Quote each text in it: \"adapt.where=['…', '…']\"")),
         (["data.2.path=x"], r"data has 0 entries.*data\.0\.path="),
         (["data.0.path=x", "data.path=y"], r"data is a list.*data\.0\.path="),
         (["model=x", "model.path=y"], r"model = 'x' has no keys.*Remove model"),

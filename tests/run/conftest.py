@@ -35,9 +35,7 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         chat_template=TEMPLATE,
     )
     tokenizer.save_pretrained(folder)
-    changes = {"vocab_size": 320, "tie_word_embeddings": False, "max_position_embeddings": 2048}
-    # keys as wide as the default rank of LoRA, which is refused above the size of a matrix
-    model = tiny("llama", dtype=torch.float32, num_key_value_heads=4, **changes)
+    model = tiny("llama", dtype=torch.float32, vocab_size=320, tie_word_embeddings=False, max_position_embeddings=2048)
     model.set_attn_implementation("sdpa")
     model.save_pretrained(folder)
     return folder

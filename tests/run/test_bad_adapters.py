@@ -1,4 +1,4 @@
-"""What cannot be trained, loaded or merged is refused by the command line on the bundled base, before the first step."""
+"""What cannot be trained or loaded is refused before the first step, by the command line on the bundled base."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from frisket.errors import CheckError
 
 LOHA = ("adapt.method=peft", "adapt.peft_type=LOHA")
 SHORT = ("evaluate=off", "train.max_steps=1", "train.step_tokens=64")
-NARROWER = r"is 128 wide at its narrower side, and no change of it has a higher rank \({}\).\nUse {}, which all of them"
+NARROWER = r"is 128 wide at its narrower side, and no change of it has a higher rank \({}\)\.\nUse {}"
 REFUSED = {
     "a pattern that matches nothing": (
         ["adapt.where=*.qproj"],
@@ -31,14 +31,14 @@ REFUSED = {
     ),
     "a rank above two matrices of a layer": (
         ["adapt.rank=200"],
-        r"adapt\.rank = 200: .*k_proj " + NARROWER.format("8 of 28 matrices are too small", r"adapt\.rank=128"),
+        r"adapt\.rank = 200: .*k_proj "
+        + NARROWER.format(r"8 of 28 matrices are too small", r"adapt\.rank=128, which all of them allow, ")
+        + r"""or adapt\.rank_pattern='{"\*\.k_proj": 128, "\*\.v_proj": 128}'\.""",
     ),
     "a rank by pattern": (
-        ["adapt.rank=200", 'adapt.rank_pattern={"*_proj": 8, "*.k_proj": 300}'],
-        r"adapt\.rank_pattern = 300: .*k_proj "
-        + NARROWER.format(
-            "4 of 28 matrices are too small", r"""adapt\.rank_pattern='{"\*_proj": 8, "\*\.k_proj": 128}'"""
-        ),
+        ['adapt.rank_pattern={"*_proj": 8, "*.k_proj": 300}'],
+        r"adapt\.rank_pattern: '\*\.k_proj': 300 is above the narrower side of a matrix, which is 128 wide.*"
+        r"""\nUse adapt\.rank_pattern='{"\*_proj": 8, "\*\.k_proj": 128}'""",
     ),
     "a rank of PEFT's": (
         [*LOHA, "adapt.options={r: 129}"],
@@ -78,6 +78,7 @@ def test_it_is_refused_before_the_first_step(case, chats, tmp_path, capsys):
     "fix",
     [
         ["adapt.rank=128"],
+        ["adapt.rank=200", 'adapt.rank_pattern={"*.k_proj": 128, "*.v_proj": 128}'],
         ["adapt.rank=200", 'adapt.rank_pattern={"*_proj": 8, "*.k_proj": 128}'],
         [*LOHA, "adapt.options.r=128"],
         ["adapt.method=mora", "adapt.rank=43"],

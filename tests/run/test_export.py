@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import socket
 import struct
@@ -145,8 +146,16 @@ def test_an_adapter_that_was_copied_wrongly_is_not_kept(lora, tmp_path, monkeypa
 
 
 def test_a_whole_model_has_no_adapter_to_export(full, tmp_path):
-    with pytest.raises(UnsupportedError, match="holds no adapter: the model itself was fine-tuned"):
+    fix = f"holds no adapter: the model itself was fine-tuned.\nExport the model: frisket export {full} --to merged"
+    with pytest.raises(UnsupportedError, match=f"{re.escape(fix)}$"):
         export(full, to="peft", into=tmp_path / "peft", watcher=Silent())
+
+
+def test_what_cannot_be_merged_is_not_said_to_be_merging(small_model, tmp_path):
+    run, heard = trained_run(small_model, tmp_path / "run", adapt={"method": "prompt", "tokens": 2}), Heard()
+    with pytest.raises(UnsupportedError, match="a soft prompt cannot be merged"):
+        export(run, to="merged", into=None, watcher=heard)
+    assert heard.lines == []
 
 
 def test_what_is_not_finished_or_not_empty_is_refused(lora, tmp_path):

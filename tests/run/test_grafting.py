@@ -231,12 +231,14 @@ def test_two_grafts_are_compared_entry_by_entry(graft, small_model, data, full, 
     other = tmp_path / "wide"
     adapt = {"method": "graft", "of": str(full), "keep": 0.05}
     train(recipe_of(small_model, data, 6, adapt, 1.0), out=other)
-    (pair,) = compare_runs([graft[0], other], page=tmp_path / "c.html")["overlaps"]
+    result = compare_runs([graft[0], other], page=tmp_path / "c.html")
+    (pair,) = result["overlaps"]
     sets = [
         {(n, i) for n, c in sparse.read(run / "adapter")[0].items() for i in c.indices.tolist()}
         for run in (graft[0], other)
     ]
     assert pair["shared"] == len(sets[0] & sets[1])
+    assert [arm["moving"] for arm in result["arms"]] == list(map(len, sets))  # not the scores
     assert pair["jaccard"] == pytest.approx(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
     assert pair["chance"] == pytest.approx(len(sets[0]) * len(sets[1]) / pair["among"])
     assert pair["jaccard"] > pair["chance_jaccard"]

@@ -12,6 +12,7 @@ from frisket.adapt import sparse
 from frisket.adapt.mft import Mft, switched_on
 from frisket.errors import ConfigError
 from frisket.evaluate.compare import Measure, intervals
+from frisket.evaluate.looks import widened
 from frisket.evaluate.losses import sample_losses
 from frisket.hf import load
 from frisket.recipe import Recipe
@@ -160,11 +161,11 @@ def test_a_mask_that_does_not_beat_no_mask_is_not_shipped(unshipped, small_model
     assert not (out / "adapter").exists()
     assert not (out / "adapter.partial").exists()
     assert "adapter" not in summary["artifacts"]
-    assert "next" not in summary
+    assert summary["next"] == f"frisket train {out} --out {out}-2 adapt.keep=0.99"
     assert summary["model"]["parameters"] == sum(p.numel() for p in _loaded(small_model).parameters())
     assert any("does not beat no mask" in line for line in said.lines)
     assert any(line.startswith("! no adapter is written: use ") for line in said.lines)
-    assert "no mask is shipped" in (out / "report.html").read_text()
+    assert "No mask is shipped" in (out / "report.html").read_text()
 
 
 def _loaded(path: str | Path):
@@ -330,12 +331,38 @@ def test_the_table_of_a_terminal_says_the_verdict(shipped, unshipped):
 
     from frisket.cli.final import summary_screen
 
-    for (out, summary, _), verdict in ((shipped, "the mask is shipped"), (unshipped, "no mask is shipped")):
+    for (out, summary, _), verdict in ((shipped, "The mask is shipped"), (unshipped, "No mask is shipped")):
         console = Console(width=100, record=True, file=io.StringIO())
         console.print(summary_screen(summary, out, 100))
         text = console.export_text()
         assert verdict in " ".join(text.split())
         assert "random mask" in text
+
+
+def test_a_rejected_mask_is_the_first_thing_said_and_nothing_is_called_its_result(unshipped, small_model):
+    from rich.console import Console
+
+    from frisket.cli.final import summary_screen
+
+    out, summary, _ = unshipped
+    console = Console(width=110, record=True, file=io.StringIO())
+    console.print(summary_screen(summary, out, 110))
+    screen = " ".join(console.export_text().split())
+    card, page = (out / "README.md").read_text(), (out / "report.html").read_text()
+    assert screen.startswith("No mask is shipped: on hold-out")
+    assert "frisket train" in screen
+    assert "rejected mask" in screen
+    assert " after " not in screen.partition("Mask on")[0]
+    assert "**No mask is shipped: on hold-out" in card.split("## ")[0]
+    assert "from_pretrained" not in card
+    assert f"There is nothing to load in this folder: use {small_model}".replace("_", r"\_") in card
+    assert "| set | samples | metric | before | rejected mask | change |" in card
+    assert "fine-tuned" not in card.split("## Measured")[0]
+    assert page.index("No mask is shipped") < page.index("scores were searched")
+    assert '<th scope="col">rejected mask</th>' in page
+    assert '<th scope="col">after</th>' not in page
+    for text in (screen, card, page):
+        assert "0 of the base" in text
 
 
 @pytest.mark.parametrize("first", [{"method": "full"}, {"method": "lora", "rank": 2}], ids=["full", "lora"])
@@ -422,3 +449,43 @@ def test_a_first_stage_without_a_mask_hands_on_the_base_of_the_recipe(small_mode
     summary = train(wanted, out=tmp_path / "out")
     assert [each["model"]["path"] for each in summary["stages"]] == [str(small_model)] * 2
     assert "adapter" in summary["artifacts"]
+
+
+def test_a_mask_that_the_judging_samples_chose_is_judged_by_a_wider_interval(shipped, small_model, chats, tmp_path):
+    """The same mask: of twice four, where groups and steps were chosen, and of one, where nothing was."""
+    plain = shipped[1]["mask_tuning"]
+    assert plain["chosen_among"] == 1
+    wanted = recipe(small_model, chats, {"every": 2, "keep": "best"}, search=1, search_steps=1)
+    told = train(wanted, out=tmp_path / "out")["mask_tuning"]
+    assert told["chosen_among"] == 2 * 4
+    assert "wider because these samples chose it among 8" in told["sentence"]
+    changes, _ = sparse.read(tmp_path / "out" / "adapter")
+    wanted = recipe(small_model, chats)
+    prepared, found = prepare(wanted, Silent()), []
+    for masked in (False, True):
+        model = load.load_model(wanted.model, torch.float32, torch.device("cpu"))
+        sets = measuring.make_sets(prepared, model, Silent(), None)
+        assert sets is not None
+        with torch.no_grad():
+            for tensor, change in changes.items() if masked else ():
+                model.get_parameter(tensor).view(-1)[change.indices] = 0
+        found.append(sample_losses(model, sets.learning[0].samples, sets.instruments))
+    _, interval = intervals(found)
+    difference = found[1].value - found[0].value
+    assert told["sets"]["hold-out"]["learnt"]["difference_interval"] == pytest.approx(
+        widened(interval, difference, 8, len(found[0])), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "steps", "expected"),
+    [
+        ({"every": 0}, 8, 1),
+        ({"every": 3}, 8, 1),
+        ({"every": 3, "keep": "best"}, 8, 3),
+        ({"every": 0.1, "stop_after": 2}, 8, 8),
+    ],
+)
+def test_how_many_steps_could_have_been_kept(evaluate, steps, expected, small_model, chats, tmp_path):
+    wanted = recipe(small_model, chats, evaluate, {"max_steps": steps})
+    assert mask_tuning.looks(prepare(wanted, Silent()), tmp_path) == expected

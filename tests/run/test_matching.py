@@ -9,6 +9,7 @@ from frisket.hf import load
 from frisket.hf.settings import ModelSettings
 from frisket.run import make_plan, match_report, module_names, train
 from frisket.run.folder import read_json
+from frisket.run.matching import Found, MatchReport
 from frisket.watch import Silent
 
 
@@ -98,3 +99,22 @@ def test_a_run_keeps_what_its_policy_chose_and_its_model_has_only_that(small_mod
 def test_a_plan_with_kappa_counts_the_largest_matrices(small_model, chats):
     plan = make_plan(recipe(small_model, chats, adapt={"method": "full", "where": [{"kappa": 0.2}]}), watcher=Silent())
     assert plan.moving == 2 * 48 * 32
+
+
+def test_a_plan_says_nothing_of_a_policy_that_it_refuses(small_model, chats):
+    said: list[str] = []
+    watcher = Silent()
+    watcher.say = said.append  # pyright: ignore[reportAttributeAccessIssue]
+    for where in ([{"kappa": 0}], [{"half": "category"}, {"kappa": 0.5}]):
+        bad = recipe(small_model, chats, adapt={"method": "full", "where": where})
+        with pytest.raises(ConfigError, match=r"adapt.where: (kappa = 0 must|`half` and `kappa` both)"):
+            make_plan(bad, watcher=watcher)
+    assert said == []
+
+
+def test_a_line_counts_tensors_and_keeps_the_digits_of_a_small_share():
+    told = MatchReport((Found("norms", 1, 256, 256 / 3_541_248),), (), Found("in all", 2, 7, 1.0), (), (), ()).lines()
+    assert told == [
+        "pattern                256  0.0072%  norms (1 tensor)",
+        "where                    7     100%  in all (2 tensors)",
+    ]

@@ -139,3 +139,23 @@ def test_a_plan_refuses_what_training_refuses(small_model, tmp_path, nothing_ins
         train(asked, out=tmp_path / "run")
     assert str(planned.value) == str(trained.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_spiel_whose_cycle_is_longer_than_the_run_says_so(small_model, tmp_path):
+    chats = tmp_path / "chats.jsonl"
+    chats.write_text("".join(json.dumps(record) + "\n" for record in records(20)))
+    for steps, told in ((6, "! spiel: the first entries are chosen after step 5 of 6"), (10, None)):
+        heard = Warned()
+        wanted = recipe(small_model, chats, train={"max_steps": steps, "epochs": None}).model_dump(mode="json")
+        make_plan(Recipe.model_validate(wanted | {"adapt": {"method": "spiel"}}), watcher=heard)
+        found = [line for line in heard.lines if "spiel: " in line]
+        assert len(found) == (told is not None)
+        assert not told or found[0].startswith(told)
+
+
+class Warned(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def warn(self, line: str) -> None:
+        self.lines.append(f"! {line}")

@@ -40,5 +40,7 @@ def test_a_soft_prompt_is_not_said_to_merge():
 
 def test_export_to_peft_is_refused_by_name(folder):
     run = SimpleNamespace(is_full=False, artifact=folder / "adapter", folder=folder)
-    with pytest.raises(UnsupportedError, match="holds an adapter of mora, which PEFT does not have"):
+    with pytest.raises(
+        UnsupportedError, match=r"of mora, which PEFT does not have.\nExport the model: frisket export .* --to"
+    ):
         _copy_adapter(run, folder / "peft", Silent())  # pyright: ignore[reportArgumentType]

@@ -13,6 +13,7 @@ from frisket.errors import CheckError, ConfigError
 from frisket.recipe import Recipe, load_recipe
 from frisket.run import Given, make_plan, train
 from frisket.run.rates import ENOUGH_STEPS, LEAST_TOKENS, MOST_TOKENS, kept, peak_rate, step_size
+from frisket.train.optim import rate_at
 from frisket.watch import Silent
 
 AUTO = {"step_tokens": "auto", "learning_rate": "auto"}
@@ -109,3 +110,14 @@ def test_overfit_says_that_a_step_holds_all_samples(small_model, chats, tmp_path
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["train"]["step_tokens"] == summary["tokens"]["flat"]
     assert summary["train"]["step_tokens_why"] == "--overfit takes all of its samples in every step"
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"schedule": "linear"}, {"schedule": "constant"}, {"optimizer": "schedule-free"}]
+)
+def test_the_rates_of_a_whole_run_sum_to_what_is_declared_whatever_their_schedule(changes) -> None:
+    asked = Recipe(adapt={"method": "mft"}, train={"warmup": 0, "final_rate": 0, **changes})
+    rate = peak_rate(asked, 256, 200)
+    summed = sum(rate_at(step, 200, rate.value, asked.train) for step in range(1, 201))
+    assert summed == pytest.approx(asked.adapt.declared_rate.value, rel=0.05)
+    assert ("does not fall" in rate.why) == (rate_at(200, 200, 1.0, asked.train) == 1)

@@ -33,6 +33,8 @@ def small(file: Path, chats: Path, *words: str) -> Recipe:
     if data:
         chats = chats.with_name("other.jsonl")
         chats.write_text("".join(json.dumps(data) + "\n" for _ in range(40)))
+    if file.stem == "continued-pretraining":
+        words = (*words, "adapt.rank=128", "adapt.alpha=256")  # its 256 are above the bundled base's keys
     recipe = load_recipe(file, [*SMALL, *words], model="bundled", data=[str(chats)])
     if recipe.model.load != "none" and not HAS_BITSANDBYTES:
         recipe = load_recipe(file, [*SMALL, *words, "model.load=none"], model="bundled", data=[str(chats)])

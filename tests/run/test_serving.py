@@ -71,6 +71,9 @@ def test_a_whole_model_is_served_as_it_is():
     assert "serves the model as it is: vllm serve 'my runs/model'" in serving_of(None).line("base", "my runs")
 
 
+WIDE = {"hidden_size": 1024, "intermediate_size": 1024, "num_key_value_heads": 4, "head_dim": 256}
+
+
 def adapter(adapt: dict, *, family: str = "llama", added: tuple[int, ...] = (), **changes) -> dict | None:
     """What a plan expects of the adapter's configuration."""
     method = Recipe.model_validate({"adapt": adapt}).adapt
@@ -94,7 +97,7 @@ def adapter(adapt: dict, *, family: str = "llama", added: tuple[int, ...] = (), 
         ({"method": "ln_tuning"}, {}, "not LN_TUNING"),
         ({"method": "peft", "peft_type": "vera"}, {}, "not VERA"),
         ({"method": "peft", "peft_type": "lora"}, {}, None),
-        ({"method": "peft", "peft_type": "LORA", "options": {"r": 513}}, {}, "rank 513"),
+        ({"method": "peft", "peft_type": "LORA", "options": {"r": 513}}, WIDE, "rank 513"),
         ({"method": "peft", "peft_type": "LORA", "options": {"use_dora": True}}, {}, "no DoRA"),
         ({"method": "full"}, {}, None),
     ],

@@ -1,5 +1,6 @@
 """Stages that change how weights move: each on the merged result of the one before, drawn with a seed of its own."""
 
+import io
 import json
 
 import pytest
@@ -117,3 +118,45 @@ def test_a_loaded_model_cannot_be_merged_between_stages(small_model, chats, tmp_
             {"stages": [{}, {"adapt": {"rank": 2}}]}, model=model, tokenizer=tokenizer, data=records(4),
             out=tmp_path / "out",
         )  # fmt: skip
+
+
+def test_a_staged_run_is_told_as_a_whole(small_model, chats, tmp_path):
+    from rich.console import Console
+
+    from frisket.cli.final import summary_screen
+
+    out = tmp_path / "out"
+    summary = train(staged(small_model, chats, [{}, {"adapt": {"method": "full", "where": "norms"}}]), out=out)
+    console = Console(width=140, record=True, file=io.StringIO())
+    console.print(summary_screen(summary, out, 140))
+    screen = console.export_text()
+    card, page = (out / "README.md").read_text(), (out / "report.html").read_text()
+    for text in (screen, card, page):
+        assert str(small_model) in text.replace("\\_", "_")
+        for method, where in (("lora", "all-linear"), ("full", "norms")):
+            assert method in text
+            assert where in text
+    title = card.split("\n# ")[1].split("## ")[0].replace("\\_", "_")
+    assert f"{small_model}, fine-tuned with frisket" in title
+    assert "| 1 | " in card
+    assert "| 2 | " in card
+    assert summary["serving"].endswith(f"vllm serve {out}/model")
+    assert summary["next"] == f"frisket generate {out} --chat"
+    for text in (card, page):
+        assert "stages: []" not in text
+        assert "stage-2 --" not in text
+    assert "earlier" not in summary["stages"][0]
+    assert "Stages" not in (out / "stage-1" / "report.html").read_text()
+
+
+def test_a_stage_that_goes_on_with_spiel_begins_a_cycle_of_its_own(small_model, chats, tmp_path, monkeypatch):
+    from frisket.adapt.spiel import AttachedSpiel
+
+    begun, own = [], AttachedSpiel.begin
+    monkeypatch.setattr(
+        AttachedSpiel, "begin", lambda self, total: begun.append(self._done.tolist()) or own(self, total)
+    )
+    adapt = {"adapt": {"method": "spiel", "reselect_every": 3, "accumulate": 1}}
+    wanted = staged(small_model, chats, [{}, {}]).model_dump(mode="json") | adapt
+    train(Recipe.model_validate(wanted), out=tmp_path / "out")
+    assert begun == [[0, 0], [0, 1]]

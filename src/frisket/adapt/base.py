@@ -136,6 +136,9 @@ class Attached(ABC):
         """An update rule of the method's own, over ``masters``; None: that of ``train.optimizer``."""
         return None
 
+    def begin_stage(self) -> None:  # noqa: B027
+        """Called where the result of an earlier stage was loaded: what counts steps of a run begins anew."""
+
     def begin(self, total_steps: int) -> None:  # noqa: B027
         """Called once before the first step of a run, or of its continuation."""
 

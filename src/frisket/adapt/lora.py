@@ -1,6 +1,5 @@
 """LoRA: the method that reaches everything: linear layers, experts' tensors, a tied head, rows of added tokens."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -12,7 +11,7 @@ from torch import nn
 from frisket.adapt.base import About, Attached
 from frisket.adapt.beside import put_beside
 from frisket.adapt.peft import PeftMethod, attach_config, is_transposed, linear_targets
-from frisket.adapt.ranks import largest_ranks, refuse_larger
+from frisket.adapt.ranks import largest_ranks, own_ranks, refuse_larger, refuse_larger_patterns
 from frisket.adapt.rates import LORA, Declared, lora_rate
 from frisket.adapt.where import Match, embedding_name, head_name, is_tied_head, short_tensor_names
 from frisket.errors import ConfigError, UnsupportedError
@@ -86,13 +85,15 @@ class Lora(PeftMethod):
             ranks |= dict.fromkeys(found, rank)
         return ranks
 
-    def _refuse_larger_ranks(self, largest: Mapping[str, int], others: Mapping[str, int]) -> None:
-        refuse_larger({name: self.rank for name in largest if name not in others}, largest, "adapt.rank")
-        fitting = {
-            pattern: min(rank, *(largest[name] for name in others if fnmatchcase(name, pattern)))
-            for pattern, rank in self.rank_pattern.items()
+    def _refuse_larger_ranks(self, largest: Mapping[str, int], layers: Sequence[str]) -> None:
+        decided: dict[str, str] = {n: p for p in self.rank_pattern for n in layers if fnmatchcase(n, p)}
+        rest = {name: side for name, side in largest.items() if name not in decided}
+        refuse_larger(self.rank, rest, "adapt.rank", own_ranks(self.rank, rest, layers) if not decided else "")
+        by_pattern = {
+            pattern: {name: side for name, side in largest.items() if decided.get(name) == pattern}
+            for pattern in self.rank_pattern
         }
-        refuse_larger(others, largest, "adapt.rank_pattern", f"adapt.rank_pattern='{json.dumps(fitting)}'")
+        refuse_larger_patterns(self.rank_pattern, by_pattern)
 
     def _refuse_rows_twice(self) -> None:
         tables = [word for word in self.also_train if word != "norms"]
@@ -114,7 +115,7 @@ class Lora(PeftMethod):
             )
         only_experts = bool(experts) and not match.linears(model)
         ranks = self._other_ranks(match.linears(model))
-        self._refuse_larger_ranks(largest_ranks(model, match.linears(model), experts), ranks)
+        self._refuse_larger_ranks(largest_ranks(model, match.linears(model), experts), match.linears(model))
         return LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha or 2 * self.rank,  # pyright: ignore[reportArgumentType]

@@ -137,7 +137,7 @@ class AttachedMora(Attached):
         """Write the matrices and a header that names the operators."""
         compression = next(iter(self._squares.values())).compression
         sizes = {name: (square.inputs, square.outputs) for name, square in self._squares.items()}
-        dense.write(folder, "mora", values, {"compression": compression, "sizes": sizes})
+        dense.write(folder, "mora", values, {"compression": compression, "sizes": sizes}, self._layers)
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -171,20 +171,20 @@ def load_mora(model: nn.Module, folder: Path) -> AttachedMora:
     """Put saved matrices on a freshly loaded base.
 
     Raises:
-        CheckError: the model has not the layers that they were made for.
+        CheckError: the model has not the layers that they were made for, or has other weights there.
     """
     values, settings = dense.read(folder)
-    layers = dict(model.named_modules())
-    squares = {}
+    layers, squares = dict(model.named_modules()), {}
     for name, value in values.items():
         path = name.removesuffix(f".{_MATRIX}")
         size = settings["sizes"][path]
         if path not in layers or not is_linear(layers[path]) or [*sizes_of(layers[path])] != size:
             raise CheckError(
-                f"the adapter has a matrix for {path} of {size[0]} x {size[1]}, and this model has no layer of that name "
-                "and size.\nUse the base that the adapter was trained on."
+                f"the adapter has a matrix for {path} of {size[0]} x {size[1]}, and this model has no layer of that "
+                "name and size.\nUse the base that the adapter was trained on."
             )
         squares[path] = Square(settings["compression"], *sizes_of(layers[path]), len(value))
+    dense.check_base(folder, {path: layers[path] for path in squares})
     attached = AttachedMora(model, Match(tuple(squares), {}), squares)
     attached.load(values)
     return attached

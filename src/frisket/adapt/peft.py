@@ -23,7 +23,7 @@ from frisket.adapt.head import untie_adapted_head
 from frisket.adapt.ranks import largest_ranks, refuse_larger
 from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
 from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
-from frisket.errors import CheckError, ConfigError, UnsupportedError, nearest
+from frisket.errors import CheckError, ConfigError, UnsupportedError, counted, nearest
 from frisket.settings import knob
 
 PEFT_CONFIG = "adapter_config.json"
@@ -220,10 +220,10 @@ class Peft(PeftMethod):
                 )
         targets = linear_targets(model, match)
         with _said_by_peft(known[kind].__name__):
-            config: Any = known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
-        if kind in LOW_RANK and isinstance(config.r, int):  # PEFT itself refuses other types, in its words
-            largest = largest_ranks(model, match.linears(model))
-            refuse_larger(dict.fromkeys(largest, config.r), largest, "adapt.options.r")
+            config = known[kind](target_modules=targets, task_type="CAUSAL_LM", **self.options)  # pyright: ignore
+        rank = self.options.get("r")
+        if kind in LOW_RANK and isinstance(rank, int):  # PEFT itself refuses other types, in its words
+            refuse_larger(rank, largest_ranks(model, match.linears(model)), "adapt.options.r")
         return config
 
 
@@ -384,8 +384,8 @@ def linear_targets(model: nn.Module, match: Match, *, moves_weights: bool = True
     if not linears:
         kinds = sorted({type(model.get_submodule(name)).__name__ for name in match.modules})
         raise ConfigError(
-            f"adapt.where matched {len(match.modules)} modules ({', '.join(kinds[:4])}) but no linear layer, and this "
-            "method moves linear layers.\n"
+            f"adapt.where matched {counted(len(match.modules), 'module')} ({', '.join(kinds[:4])}) but no linear "
+            "layer, and this method moves linear layers.\n"
             "Use adapt.where=all-linear, or adapt.method=full."
         )
     if moves_weights:

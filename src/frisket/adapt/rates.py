@@ -32,7 +32,7 @@ class Declared:
         source: where it comes from, in words.
         follows_width: whether it is scaled by the width.
         short_run: factor of runs with fewer than 200 steps.
-        whole_run: whether ``value`` is the sum of the rates of all steps, falling to 0 by cosine, and not their peak.
+        whole_run: whether ``value`` is the sum of the rates of all steps, and not their peak.
     """
 
     value: float
@@ -50,8 +50,11 @@ class Rate:
     why: str
 
 
-def rate_of(declared: Declared, hidden_size: int, steps: int) -> Rate:
+def rate_of(declared: Declared, hidden_size: int, steps: int, *, falls: bool = True) -> Rate:
     """The rate of one run, to two digits.
+
+    Args:
+        falls: whether it falls from its peak to 0 (by cosine or evenly: its mean is half the peak), or stays there.
 
     >>> lora = Declared(5e-4, "a blog", follows_width=True, short_run=1.5)
     >>> [rate_of(lora, width, steps).value for width, steps in ((4096, 1000), (4096, 199), (250, 1000))]
@@ -59,8 +62,8 @@ def rate_of(declared: Declared, hidden_size: int, steps: int) -> Rate:
     """
     value, why = declared.value, declared.source
     if declared.whole_run:
-        value *= 2 / steps
-        why += f", {declared.value:g} in {steps:,} steps"
+        value *= (2 if falls else 1) / steps
+        why += f", {declared.value:g} in {steps:,} steps" + ("" if falls else " at a rate that does not fall")
     if declared.follows_width:
         value *= (WIDTH / hidden_size) ** (EXPONENT if hidden_size >= WIDTH else EXPONENT_BELOW)
         why += f", here for width {hidden_size:,}"

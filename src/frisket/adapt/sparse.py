@@ -203,8 +203,7 @@ def rebased(changes: Mapping[str, Change], weights: Mapping[str, Tensor]) -> dic
     found = {}
     for name, change in changes.items():
         weight = _tensor(weights, name, change)
-        kind, told = next(iter(change.before.items()))
-        if _digest(weight, _TYPES[kind]) != told:
+        if not rounds_to(weight, change.before):
             raise _no_base_of(name)
         at = change.indices.to(weight.device)
         found[name] = change_of(weight, change.mode, at, None if change.values is None else change.values.to(at.device))
@@ -343,6 +342,17 @@ def is_digest_of(tensor: Tensor, told: Mapping[str, str]) -> bool:
         return _digest(tensor, tensor.dtype) == told[own]
     narrower = [name for name in told if _TYPES[name].itemsize < tensor.dtype.itemsize]
     return bool(narrower) and _digest(tensor, _TYPES[narrower[0]]) == told[narrower[0]]
+
+
+def rounds_to(tensor: Tensor, told: Mapping[str, str]) -> bool:
+    """Whether a tensor, rounded to the type that digests were first taken in, is the one whose digests are told."""
+    kind, digest = next(iter(told.items()))
+    return _digest(tensor, _TYPES[kind]) == digest
+
+
+def own_digest(tensor: Tensor) -> tuple[str, str]:
+    """Its type and its digest in that, as an item of ``digests``."""
+    return _name_of(tensor.dtype), _digest(tensor, tensor.dtype)
 
 
 def _no_wider(dtype: torch.dtype) -> list[torch.dtype]:

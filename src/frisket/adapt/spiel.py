@@ -15,9 +15,9 @@ from frisket.adapt.base import About, Attached, MethodSettings, Moment, freeze
 from frisket.adapt.delta import SparseLinear
 from frisket.adapt.layers import linear_layers
 from frisket.adapt.rates import SPIEL, SPIEL_MOMENTUM, Declared
-from frisket.adapt.support import Cycle, Policy, drawn, shares
+from frisket.adapt.support import Cycle, Policy, drawn, refuse_quantised, shares
 from frisket.adapt.where import Match
-from frisket.errors import ConfigError, UnsupportedError
+from frisket.errors import UnsupportedError
 from frisket.settings import knob
 
 _VALUES = ".values"
@@ -33,11 +33,10 @@ class Spiel(MethodSettings):
 
     `gradient` (the paper's AG): the k entries of largest |gradient| in a phase's first micro-batch are candidates, and
     those with the largest |sum of gradients| over the phase come in, AdamW's moments seeded by the phase's means. With
-    N = `reselect_every` and A = `accumulate`, phases are the steps 1 to A and c N to c N + A, as in the authors' code
-    (AlanAnsell/peft at 73b455b). `momentum` (MA): SM3 in AdamW's place, whose row times column accumulator ranks the
-    entries that are not active. Weight decay pulls towards the base.
-    Differs: gradients are of whole steps (only the choice of candidates is by micro-batch); nothing is replaced after
-    the last step, nor ever where p0 = 0; a further stage has no first time. Their gradients are unclipped in both.
+    N = `reselect_every` and A = `accumulate`, phases are the steps 1 to A and c N to c N + A (as in AlanAnsell/peft at
+    73b455b). `momentum` (MA): SM3 in AdamW's place, whose row times column accumulator ranks the entries that are not
+    active. Weight decay pulls towards the base. Differs: gradients, unclipped in both, are of whole steps (candidates
+    by micro-batch); nothing is replaced after the last step, nor where p0 = 0; no first time in a further stage.
     """
 
     rate: ClassVar[Declared] = SPIEL
@@ -57,6 +56,11 @@ class Spiel(MethodSettings):
         """AdamW's, or SM3's."""
         return SPIEL if self.criterion == "gradient" else SPIEL_MOMENTUM
 
+    @property
+    def cycle(self) -> Cycle:
+        """When entries are replaced."""
+        return Cycle(self.reselect_every, self.accumulate, self.reselect, self.policy)
+
     def check(self) -> None:
         """Refuse what can be refused without a model.
 
@@ -64,11 +68,7 @@ class Spiel(MethodSettings):
             ConfigError: a phase is longer than a cycle.
         """
         super().check()
-        if self.accumulate >= self.reselect_every:
-            raise ConfigError(
-                f"adapt.accumulate = {self.accumulate} steps do not fit between two selections, adapt.reselect_every = "
-                f"{self.reselect_every} steps apart.\nUse adapt.accumulate={self.reselect_every - 1}"
-            )
+        self.cycle.check()
 
     def attach(self, model: nn.Module, rng: torch.Generator) -> "AttachedSpiel":
         """Freeze the model and put a sparse addition into each matched linear layer.
@@ -79,11 +79,7 @@ class Spiel(MethodSettings):
         """
         match = self.resolve(model, rng.initial_seed())
         layers = linear_layers(model, match, self.label)
-        codes = [name for name, layer in layers.items() if layer.get_parameter("weight").element_size() < 2]
-        if codes:
-            raise UnsupportedError(
-                f"adapt.method = spiel needs plain weights: {codes[0]} is quantised.\nmodel.load=none"
-            )
+        refuse_quantised(layers)
         sizes = {name: layer.get_parameter("weight").numel() for name, layer in layers.items()}
         counts = shares(self.entries or int(self.density * sum(p.numel() for p in model.parameters())), sizes)
         others = len(set(match.modules) - set(layers))
@@ -99,7 +95,6 @@ class AttachedSpiel(Attached):
 
     def __init__(self, model: nn.Module, layers: Mapping[str, SparseLinear], match: Match, settings: Spiel) -> None:
         self.match, self._model, self._settings = match, model, settings
-        self._cycle = Cycle(settings.reselect_every, settings.accumulate, settings.reselect, settings.policy)
         self._layers = {name + _VALUES: layer for name, layer in layers.items()}
         self._watches = any(len(layer.candidates) for layer in layers.values())
         for name, layer in layers.items():
@@ -143,6 +138,12 @@ class AttachedSpiel(Attached):
             layer.master = masters[name]
         return self._update
 
+    def begin_stage(self) -> None:
+        """Forget steps and candidates of the stage before, not that it chose entries."""
+        self._done[0] = 0
+        for layer in self._layers.values():
+            layer.forget()
+
     def begin(self, total_steps: int) -> None:
         """Take T, and go on where the cycle is."""
         self._total = total_steps
@@ -154,19 +155,18 @@ class AttachedSpiel(Attached):
         for layer in self._layers.values():
             layer.end_step()
         self._done[0] = step
-        if self._cycle.selects(step, self._total):
-            share = self._cycle.share(step, self._total, is_first=not self._done[1])
+        if self._settings.cycle.selects(step, self._total):
+            share = self._settings.cycle.share(step, self._total, is_first=not self._done[1])
             for name, layer in self._layers.items():
                 places, new = self._update.replace(self._masters[name], layer, int(len(layer.values) * share))
-                layer.indices[places] = new
-                self._masters[name][places] = 0
+                layer.indices[places], self._masters[name][places] = new, 0
                 layer.forget()
             self._done[1] += 1
         self._watch()
 
     def _watch(self) -> None:
         for layer in self._layers.values():
-            layer.is_watching = self._watches and self._cycle.is_open(int(self._done[0]), self._total)
+            layer.is_watching = self._watches and self._settings.cycle.is_open(int(self._done[0]), self._total)
 
     def save(self, folder: Path, values: Mapping[str, Tensor]) -> None:
         """Write what is added to which entries, with digests of the weights."""

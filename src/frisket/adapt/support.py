@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from frisket.errors import ConfigError
+from frisket.errors import ConfigError, UnsupportedError
 
 Policy = Literal["linear", "cosine"]
 
@@ -29,6 +29,18 @@ class Cycle:
     accumulate: int
     start: float
     policy: Policy
+
+    def check(self) -> None:
+        """Refuse a phase that does not fit.
+
+        Raises:
+            ConfigError: it is longer than a cycle.
+        """
+        if self.accumulate >= self.every:
+            raise ConfigError(
+                f"adapt.accumulate = {self.accumulate} steps do not fit between two selections, adapt.reselect_every = "
+                f"{self.every} steps apart.\nUse adapt.accumulate={self.every - 1}"
+            )
 
     def share(self, step: int, total: int, *, is_first: bool) -> float:
         """Which share of the entries is replaced after a step.
@@ -50,6 +62,24 @@ class Cycle:
         [5, 25, 45, 65]
         """
         return self.start > 0 and step < total and step % self.every == self.accumulate
+
+    def too_long(self, total: int) -> str:
+        """What is wrong with the cycle in a run of so few steps, and overrides that mend it; empty where nothing is.
+
+        The first selection of the linear schedule replaces all entries, so what was learned until then is lost.
+
+        >>> Cycle(20, 5, 0.2, "linear").too_long(11), Cycle(20, 5, 0.2, "cosine").too_long(6)
+        ('', '')
+        """
+        if not self.start or (self.accumulate < total and (self.policy == "cosine" or 2 * self.accumulate <= total)):
+            return ""
+        told = f"the first entries are chosen after step {self.accumulate} of {total}"
+        lost = f"{told}, which drops all that was learned until then" if self.accumulate < total else ""
+        lost = lost or f"the run ends before entries are chosen (adapt.accumulate = {self.accumulate}): all stay random"
+        if total < 2:
+            return f"{lost}: adapt.reselect=0"
+        steps = max(1, total // 8)
+        return f"{lost}: adapt.accumulate={steps} adapt.reselect_every={max(steps + 1, total // 4)}"
 
     def is_open(self, step: int, total: int) -> bool:
         """Whether the step after this one belongs to a phase, which is to end with a selection.
@@ -83,6 +113,17 @@ def shares(budget: int, sizes: Mapping[str, int]) -> dict[str, int]:
             f"Use adapt.entries={-(-matched // min(sizes.values()))}"
         )
     return shared
+
+
+def refuse_quantised(layers: Mapping[str, nn.Module]) -> None:
+    """Refuse weights to which nothing can be added.
+
+    Raises:
+        UnsupportedError: a layer holds codes.
+    """
+    codes = [name for name, layer in layers.items() if layer.get_parameter("weight").element_size() < 2]
+    if codes:
+        raise UnsupportedError(f"adapt.method = spiel needs plain weights: {codes[0]} is quantised.\nmodel.load=none")
 
 
 def drawn(layer: nn.Module, count: int, rng: torch.Generator) -> Int[Tensor, "count"]:

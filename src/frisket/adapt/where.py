@@ -140,7 +140,7 @@ def resolve(model: nn.Module, where: Where, *, moves_weights: bool = True) -> Ma
         if not inner and is_tied_head(model, found):
             by_pattern[written] = model.get_output_embeddings().weight.numel()  # pyright: ignore
         if not by_pattern[written]:
-            raise ConfigError(_no_match(model, pattern, layers))
+            raise ConfigError(_no_range(model, names, written) or _no_match(model, pattern, layers))
         if pattern != written:
             span = _span(model, written, inner)
             for name in inner:
@@ -166,6 +166,13 @@ def _span(model: nn.Module, written: str, names: Sequence[str]) -> tuple[int, in
         )
     (length,) = lengths
     first, end = (int(text) if text else default for text, default in zip(found.groups(), (0, length), strict=True))  # pyright: ignore
+    if end <= first and not written.endswith(":]"):
+        kind = "empty" if end == first else "reversed"
+        low, high = (end, first) if end < first <= length else (first, first + 1) if first < length else (0, length)
+        raise ConfigError(
+            f"adapt.where = {written!r}: the range of rows is {kind}: it begins with its first row and ends behind its "
+            f"last.\nUse adapt.where='{pattern}[{low}:{high}]'"
+        )
     if not first < end <= length:
         raise ConfigError(
             f"adapt.where = {written!r}: {names[0]} has {length:,} rows, 0 to {length - 1:,}, and these are not among "
@@ -382,6 +389,18 @@ def has_rows(pattern: str) -> bool:
 
 def _is_within(name: str, root: str) -> bool:
     return not root or name == root or name.startswith(f"{root}.")
+
+
+def _no_range(model: nn.Module, names: list[str], pattern: str) -> str:
+    """What is wrong with brackets behind a pattern that would match without them; empty where that is not it."""
+    stem, _, inside = pattern.rstrip("]").rpartition("[")
+    inner = Match(tuple(_find(model, names, stem)), {}).parameters(model) if pattern.endswith("]") and stem else []
+    if not inner:
+        return ""
+    return (
+        f"adapt.where = {pattern!r}: [{inside}] is not a range of rows, which is [first:end] or a part of it.\n"
+        f"Use adapt.where='{stem}[0:{min(len(model.get_parameter(name)) for name in inner)}]'"
+    )
 
 
 def _no_match(model: nn.Module, pattern: str, layers: set[int] | None) -> str:

@@ -30,9 +30,10 @@ _LABEL = "cyan"
 def summary_screen(summary: Mapping, out: Path, width: int) -> RenderableType:
     """All parts of the final screen that the summary has something for."""
     parts: list[RenderableType] = [Text()]
+    parts += _head(summary)
     examples = summary.get("examples") or (summary.get("samples") or {}).get("examples")
     if examples:
-        parts += [_examples(examples, (summary.get("samples") or {}).get("prompts") or 0, width)]
+        parts += [_examples(examples, (summary.get("samples") or {}).get("prompts") or 0, width, _sides(summary))]
     parts += measures(summary, width)
     parts += masks(summary)
     if summary.get("verdict"):
@@ -48,13 +49,40 @@ def measures(summary: Mapping, width: int) -> list[RenderableType]:
     from frisket.report.measures import forgotten
 
     shown: list[RenderableType] = []
+    sides = _sides(summary)
+    prefix = "" if sides[1] == "after" else f"With the {sides[1]}. "
     for key, title in (("learning", "Learning"), ("forgetting", "Forgetting")):
         if summary.get(key):
-            shown.append(_measure_table(title, summary[key], width))
+            shown.append(_measure_table(title, summary[key], width, sides))
     for told in (forgotten(name, entry) for name, entry in (summary.get("forgetting") or {}).items()):
         if told:
-            shown.append(Padding(Text(told, style="bold"), (0, 0, 1, 2)))
+            shown.append(Padding(Text(prefix + told, style="bold"), (0, 0, 1, 2)))
     return shown
+
+
+def _sides(summary: Mapping) -> tuple[str, str]:
+    from frisket.report.moved import sides
+
+    return sides(summary) if summary.get("model") else ("before", "after")
+
+
+def _head(summary: Mapping) -> list[RenderableType]:
+    """What must be read before the figures: that nothing was shipped, and which stages there were."""
+    from frisket.report.moved import rejection, stage_rows
+
+    parts: list[RenderableType] = []
+    if told := rejection(summary):
+        parts.append(Padding(Text(told, style="bold yellow"), (0, 0, 1, _INDENT)))
+    if rows := stage_rows(summary):
+        table = _fitted("Stage")
+        for name in ("where", "moved", "measured"):
+            table.add_column(name, overflow="fold")
+        for index, row in enumerate(rows, 1):
+            measured = "; ".join(filter(None, (row["measured"], row["outcome"])))
+            table.add_row(f"{index} {row['method']}", row["where"], row["moved"], measured)
+        note = Text(f"from {rows[0]['path']}; what stands below is of the last stage", style="dim")
+        parts.append(Padding(Group(table, note), (0, 0, 1, _INDENT)))
+    return parts
 
 
 def answers(prompts: Sequence[str], tuned: "Sequence[Answered]", bases: "Sequence[Answered] | None") -> RenderableType:
@@ -88,10 +116,10 @@ def _table() -> Table:
     )
 
 
-def _examples(examples: Sequence[Mapping], asked: int, width: int) -> RenderableType:
+def _examples(examples: Sequence[Mapping], asked: int, width: int, sides: tuple[str, str]) -> RenderableType:
     """Three of them at most, and how many there are: of a run that checks no answers, all that it asked over time."""
     table = _table()
-    for name, ratio in (("the same prompts", 5), ("before", 4), ("after", 4)):
+    for name, ratio in (("the same prompts", 5), (sides[0], 4), (sides[1], 4)):
         table.add_column(name, ratio=ratio, overflow="fold")
     limit = 2 * width
     chosen = _chosen(examples)
@@ -124,7 +152,7 @@ def _chosen(examples: Sequence[Mapping]) -> list[Mapping]:
     return [*(fresh if len(fresh) > 1 else list(examples))[: _SHOWN_EXAMPLES - 1], examples[-1]]
 
 
-def _measure_table(title: str, sets: Mapping[str, Mapping], width: int) -> RenderableType:
+def _measure_table(title: str, sets: Mapping[str, Mapping], width: int, sides: tuple[str, str]) -> RenderableType:
     """A line a measure; where that would break a word, intervals stand below figures and measures below their set."""
     lines: list[Line] = []
     for name, entry in sets.items():
@@ -132,7 +160,7 @@ def _measure_table(title: str, sets: Mapping[str, Mapping], width: int) -> Rende
         for group, inner in entry.get("groups", {}).items():
             lines += _lines(f"  {group}", inner)[:1]
     interval = "95 %" if width < 100 else "95 % interval"
-    header = (title.ljust(_NAME), "measure", "samples", "before", interval, "after", interval)
+    header = (title.ljust(_NAME), "measure", "samples", sides[0], interval, sides[1], interval)
     is_fitting = _least_width([header, *lines]) + _INDENT <= width
     return Padding(_flat(header, lines) if is_fitting else _stacked(header, lines), (0, 0, 1, _INDENT))
 
@@ -253,13 +281,14 @@ def _by_name(counts: Mapping[str, int]) -> str:
 
 
 def _closing(summary: Mapping, out: Path) -> RenderableType:
+    from frisket.report.moved import moved_told
+
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style=_LABEL, no_wrap=True)
     grid.add_column(overflow="fold")
     model = summary.get("model", {})
     if model.get("parameters"):
-        moving, every = model["moving"], model["parameters"]
-        grid.add_row("  moved", Text(f"{moving:,} of {every:,} weights ({percent(moving / every)})"))
+        grid.add_row("  weights", Text(moved_told(summary)))
     rates, seconds = summary.get("rates", {}), summary.get("seconds", {})
     names = (("real", "real_tokens_per_second"), ("supervised", "supervised_tokens_per_second"))
     paces = [

@@ -13,7 +13,7 @@ from frisket.hf.roots import with_root
 
 def takes_vectors(model: PreTrainedModel) -> bool:
     """Whether `generate` may be given input vectors, by the question that transformers itself asks."""
-    return "inputs_embeds" in inspect.signature(type(model).prepare_inputs_for_generation).parameters
+    return "inputs_embeds" in inspect.signature(model.prepare_inputs_for_generation).parameters  # pyright: ignore
 
 
 def decode(

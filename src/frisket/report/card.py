@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 from frisket.report.ledger import ledger_columns, ledger_identities, ledger_table, read_ledgers
 from frisket.report.measures import Measure, measures
+from frisket.report.moved import moved_told, rejection, sides, stage_rows, true_base
 from frisket.report.overlap import overlap_rows
-from frisket.report.render import count, document, figure, plain, times, words
+from frisket.report.render import count, document, plain, times, words
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BUNDLED = "bundled"
@@ -27,23 +28,27 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
     overlap = summary.get("overlap") or {}
     of_peft = summary.get("of_peft", True)
     artifacts, base = summary.get("artifacts") or {}, str(summary["model"]["path"])
-    is_adapter = "adapter" in artifacts
+    is_adapter, rejected = "adapter" in artifacts, rejection(summary)
+    earlier, (before, after) = summary.get("earlier"), sides(summary)
     ledgers = read_ledgers(summary["tokens"], [source["path"] for source in summary["data"]])
     tables = [_table(["tokens", *ledger_columns(ledgers)], [[plain(v) for v in row] for row in ledger_table(ledgers)])]
     return document(
         "card.md.jinja",
-        front=_front_matter(base, is_adapter, of_peft),
+        front=_front_matter(true_base(summary), is_adapter and not earlier, of_peft, is_rejected=bool(rejected)),
         summary=summary,
         title=_line(summary["recipe"]),
-        base=_line(base),
+        base=_line(true_base(summary)),
+        stands_on=_line(base),
+        moved=_line(moved_told(summary)),
+        rejection=_line(rejected),
+        stages=_stages(stage_rows(summary)),
         is_adapter=is_adapter,
         of_peft=of_peft,
         folder=artifacts.get("adapter") or artifacts.get("model") or "model",
         base_code="base_path()" if base == _BUNDLED else json.dumps(base, ensure_ascii=False),
         is_bundled=base == _BUNDLED,
-        share=figure(100 * summary["model"]["moving"] / max(summary["model"]["parameters"], 1)),
-        learning=_sets(summary.get("learning")),
-        forgetting=_sets(summary.get("forgetting")),
+        learning=_sets(summary.get("learning"), before, after),
+        forgetting=_sets(summary.get("forgetting"), before, after),
         data=_table(
             ["data", "format", "samples"], [[s["path"], s["format"], count(s["samples"])] for s in summary["data"]]
         ),
@@ -61,25 +66,26 @@ def model_card(summary: Mapping, recipe_yaml: str, environment: Mapping) -> str:
     )
 
 
-def _front_matter(base: str, is_adapter: bool, of_peft: bool) -> str:
+def _front_matter(base: str, is_adapter: bool, of_peft: bool, *, is_rejected: bool) -> str:
     """JSON strings are valid YAML, whatever a path may hold."""
     lines = ["---"]
     if _HUB_ID.fullmatch(base):
         lines += [f"base_model: {json.dumps(base)}", f"base_model_relation: {'adapter' if is_adapter else 'finetune'}"]
     library = "transformers" if not is_adapter else "peft" if of_peft else "frisket"
     lines += [f"library_name: {library}", "pipeline_tag: text-generation", "tags:"]
-    lines += [f"- {tag}" for tag in ("frisket", "text-generation", "fine-tuned", *(["adapter"] if is_adapter else []))]
+    more = [] if is_rejected else ["fine-tuned", *(["adapter"] if is_adapter else [])]
+    lines += [f"- {tag}" for tag in ("frisket", "text-generation", *more)]
     return "\n".join([*lines, "---"])
 
 
-def _sets(sets: Mapping | None) -> str:
+def _sets(sets: Mapping | None, before: str, after: str) -> str:
     """One table of all sets, their groups below them; empty where nothing was measured."""
     rows = []
     for name, entry in (sets or {}).items():
         rows += [_row(name, entry, measure) for measure in measures(entry)]
         for group, values in (entry.get("groups") or {}).items():
             rows += [_row(f"{name} · {group}", values, measure) for measure in measures(values)[:1]]
-    return _table(["set", "samples", "metric", "before", "after", "change"], rows) if rows else ""
+    return _table(["set", "samples", "metric", before, after, "change"], rows) if rows else ""
 
 
 def _row(name: str, entry: Mapping, measure: Measure) -> list[str]:
@@ -90,6 +96,12 @@ def _row(name: str, entry: Mapping, measure: Measure) -> list[str]:
     interval = measure.change_interval or measure.without_interval
     change = f"{measure.change} ({interval})" if interval else measure.change
     return [name, plain(entry.get("samples")), measure.label, *sides, change]
+
+
+def _stages(rows: list[dict]) -> str:
+    names = ("path", "method", "where", "moved", "measured", "outcome")
+    cells = [[str(index), *(row[name] for name in names)] for index, row in enumerate(rows, 1)]
+    return _table(["stage", "starts from", *names[1:-1], ""], cells) if rows else ""
 
 
 def _overlap(overlap: Mapping[str, Mapping]) -> str:

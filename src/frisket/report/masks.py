@@ -24,12 +24,12 @@ def group_rows(search: Mapping) -> list[tuple[str, ...]]:
 
 
 def verdict_of(told: Mapping) -> str:
-    """How many entries are off, how many of them training chose, and whether the mask is shipped."""
+    """Whether the mask is shipped and why, how many entries are off, and how many of them training chose."""
     share = 100 * told["moved"] / told["off"] if told["off"] else 0.0
-    what = "the mask is shipped" if told["shipped"] else "no mask is shipped"
+    what = "The mask is shipped" if told["shipped"] else "No mask is shipped"
     return (
-        f"{told['off']:,} of {told['entries']:,} entries off, {share:.3g} % of them were on at the start; "
-        f"{told['sentence']}: {what}"
+        f"{what}: {told['sentence']}; {told['off']:,} of {told['entries']:,} entries off, {share:.3g} % of them were "
+        "on at the start"
     )
 
 

@@ -11,10 +11,12 @@ from frisket.report.curves import draw
 from frisket.report.ledger import ledger_html, read_ledgers
 from frisket.report.masks import masks_html
 from frisket.report.measures import Measure, measures
+from frisket.report.moved import moved_told, rejection, sides, stage_rows, true_base
 from frisket.report.overlap import overlap_html
 from frisket.report.plots import run_charts, steps_of
-from frisket.report.render import count, facts, figure, page, times, words
+from frisket.report.render import count, facts, page, times, words
 from frisket.report.samples import samples_html
+from frisket.report.which import which_html
 from frisket.watch import duration
 
 
@@ -82,13 +84,17 @@ def report_page(
     """
     steps = steps_of(metrics)
     learning, forgetting = _panels(summary.get("learning")), _panels(summary.get("forgetting"))
-    model, best = summary["model"], summary.get("best")
+    best = summary.get("best")
     return page(
         "report.html.jinja",
         title=str(summary["recipe"]),
         version=summary["frisket"],
-        model=model,
-        share=_share(model["moving"], model["parameters"]),
+        base=true_base(summary),
+        moved=moved_told(summary),
+        rejection=rejection(summary),
+        sides=sides(summary),
+        stages=stage_rows(summary),
+        which=which_html(summary.get("adapt") or {}, summary.get("train") or {}),
         data=summary["data"],
         steps=summary["steps"],
         notices=summary.get("notices") or [],
@@ -150,7 +156,8 @@ def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> 
             before = m.shown(m.before) if m.before else ""
             verdict = m.verdict if m.more_is_better else ""
             note = m.interval(m.after) or m.without_interval
-            tiles.append(Tile(f"{panel.name}: {m.label}", m.shown(m.after), before, note, verdict))
+            name = f"{panel.name}: {m.label}" + (", rejected mask" if rejection(summary) else "")
+            tiles.append(Tile(name, m.shown(m.after), before, note, verdict))
     speed = summary["rates"].get("real_tokens_per_second")
     if speed is not None:
         tiles.append(Tile("real tokens per second", count(speed), "", "padding never counts", ""))
@@ -164,7 +171,3 @@ def _tiles(summary: Mapping, learning: list[Panel], forgetting: list[Panel]) -> 
 
 def _check(value: object) -> list[tuple[str, str]]:
     return facts(value) if isinstance(value, Mapping) else facts({"": value})
-
-
-def _share(moving: int, parameters: int) -> str:
-    return f"{figure(100 * moving / parameters)} %" if parameters else "—"

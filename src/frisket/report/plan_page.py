@@ -8,6 +8,7 @@ from markupsafe import Markup
 from frisket.report.ledger import ledger_html
 from frisket.report.overlap import overlap_html
 from frisket.report.render import page
+from frisket.report.which import which_html
 from frisket.types import Ledger
 
 
@@ -40,6 +41,8 @@ def plan_page(
     overlap: Mapping[str, Mapping] | None = None,
     boilerplate: Sequence[ConstantText] = (),
     memory: Sequence[tuple[str, str, str]] = (),
+    adapt: Mapping | None = None,
+    train: Mapping | None = None,
     fragment: Markup | None = None,
 ) -> str:
     """One HTML document without external parts.
@@ -53,6 +56,8 @@ def plan_page(
         overlap: by evaluation set what ``frisket.evaluate.overlap.Overlap.as_dict`` gives.
         boilerplate: constant text that was found.
         memory: (name, size, arithmetic) of what is in memory at the highest moment, and of what is written to disk.
+        adapt: what ``frisket.run.which.which_weights`` returns.
+        train: ``learning_rate`` and ``learning_rate_why``.
         fragment: what ``mask_fragment`` made, or None where no row is shown.
     """
     return page(
@@ -65,5 +70,6 @@ def plan_page(
         overlap=overlap_html(overlap or {}),
         boilerplate=sorted(boilerplate, key=lambda each: -each.share),
         memory=memory,
+        which=which_html(adapt or {}, train or {}),
         fragment=fragment,
     )

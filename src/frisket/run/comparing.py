@@ -18,6 +18,7 @@ from frisket.errors import ConfigError, gather
 from frisket.evaluate.compare import is_known, t_interval, verdict
 from frisket.recipe import GRID_FILE, RECIPE_FILE, Recipe, load_recipe
 from frisket.report.compare_page import compare_page
+from frisket.report.moved import changed
 from frisket.run.differing import differing_settings, identity, unasked
 from frisket.run.folder import SUMMARY, read_json
 from frisket.run.forgetting_curve import curves_of, label
@@ -244,7 +245,7 @@ def _arm(name: str, runs: Sequence[FinishedRun], against: Sequence[FinishedRun],
         "seeds": [run.seed for run in runs],
         "folders": [str(run.folder) for run in runs],
         "method": first.summary["model"]["method"],
-        "moving": first.summary["model"]["moving"],
+        "moving": changed(first.summary),
         "learning_rate": first.recipe.train.learning_rate,
         "steps": first.steps,
         "tokens": int(median(run.tokens for run in runs)),

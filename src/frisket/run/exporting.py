@@ -1,5 +1,6 @@
 """`frisket export`: what a run made, in the form that a server reads, checked by loading it again."""
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -65,16 +66,20 @@ def export(folder: Path, *, to: str, into: Path | None, push: str | None = None,
     return facts
 
 
+def _merged_of(run: Trained) -> str:
+    return shlex.join(["frisket", "export", str(run.folder), "--to", "merged"])
+
+
 def _copy_adapter(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     """Copy the adapter's folder, put it on a fresh base, and compare with the run's own."""
     if run.is_full:
         raise UnsupportedError(
-            f"{run.folder} holds no adapter: the model itself was fine-tuned.\nExport the model: --to merged"
+            f"{run.folder} holds no adapter: the model itself was fine-tuned.\nExport the model: {_merged_of(run)}"
         )
     if not is_of_peft(run.artifact):
         method = config_of(run.artifact)["method"]
         raise UnsupportedError(
-            f"{run.folder} holds an adapter of {method}, which PEFT does not have.\nExport the model: --to merged"
+            f"{run.folder} holds an adapter of {method}, which PEFT does not have.\nExport the model: {_merged_of(run)}"
         )
     rows = real_rows(run.recipe, run.tokenizer)
     with written(target) as partial:

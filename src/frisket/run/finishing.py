@@ -4,8 +4,8 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,13 +26,14 @@ from frisket.report.mask_view import mask_fragment
 from frisket.report.page import report_page
 from frisket.run import notices
 from frisket.run.adding import write_how_to_load
-from frisket.run.folder import follow_umask, read_lines
+from frisket.run.folder import SUMMARY, follow_umask, read_lines
 from frisket.run.overfit import Verdict
 from frisket.run.prepare import Prepared
 from frisket.run.rebasing import rebase
 from frisket.run.serving import is_of_peft, serving_line
 from frisket.run.system_message import shared_system
 from frisket.run.viewing import REPORT_SAMPLES, REPORT_TOKENS, other_policies, sample_rows
+from frisket.run.which import untouched, which_weights
 from frisket.train.checkpoint import State
 from frisket.train.checks import Checks
 from frisket.train.loop import Totals
@@ -42,6 +43,21 @@ if TYPE_CHECKING:
     from frisket.run.training import Loaded
 
 RELOAD_BAR = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 2**-8, torch.bfloat16: 2**-5}
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Where in a staged run a stage stands.
+
+    Attributes:
+        recipe: of the whole run.
+        earlier: what ``report.moved.stage_row`` says of each finished stage.
+        is_last: whether it ends the run.
+    """
+
+    recipe: Recipe
+    earlier: Sequence[dict]
+    is_last: bool
 
 
 def check_moved(start: Mapping[str, Tensor], masters: Mapping[str, Tensor], steps: int) -> None:
@@ -172,6 +188,7 @@ def summarise(
         "frisket": __version__,
         "recipe": recipe.name or "recipe",
         "model": {"path": recipe.model.path, "parameters": parameters, "moving": moving, "method": recipe.adapt.method},
+        "adapt": which_weights(recipe, loaded.attached.match, untouched(prepared)),
         "data": [
             {"path": source.path, "format": text, "samples": int((prepared.dataset.source_of == i).sum())}
             for i, (source, text) in enumerate(zip(recipe.data, prepared.dataset.formats, strict=True))
@@ -203,15 +220,36 @@ def _since(start: State, totals: Totals) -> dict:
     return {"step": start.step, "steps": totals.step - start.step, "seconds": spent}
 
 
-def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -> None:
-    """``report.html`` and the model card; the next command is added to the summary."""
-    if "adapter" in summary["artifacts"] or "model" in summary["artifacts"]:  # a mask may not have been worth shipping
-        summary["next"] = f"frisket generate {shlex.quote(str(out))} --chat"
-        summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load)
+def next_command(base: str, out: Path, *, is_shipped: bool) -> str:
+    """What to do with a finished run; of a mask that was not shipped with what it started from.
+
+    Args:
+        base: model that the run started from.
+    """
+    made_by = Path(base).parent
+    if is_shipped or (made_by / SUMMARY).is_file():
+        return f"frisket generate {shlex.quote(str(out if is_shipped else made_by))} --chat"
+    return f"frisket train {shlex.quote(str(out))} --out {shlex.quote(f'{out}-2')} adapt.keep=0.99"
+
+
+def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared, staged: Staged | None = None) -> None:
+    """``report.html`` and the model card; the next command is added to the summary.
+
+    Args:
+        staged: where this is a stage; the last one's pages and commands are those of the whole run.
+    """
+    place, asked = (out.parent, staged.recipe) if staged and staged.is_last else (out, recipe)
+    if staged and staged.earlier:
+        summary["earlier"] = list(staged.earlier)
+    is_shipped = "adapter" in summary["artifacts"] or "model" in summary["artifacts"]
+    summary["next"] = next_command(recipe.model.path, place, is_shipped=is_shipped)
+    if is_shipped:
+        summary["serving"] = serving_line(out, load.resolve_path(recipe.model.path), recipe.model.load, named=place)
     summary["of_peft"] = is_of_peft(out / "adapter")
     environment = json.loads((out / "environment.json").read_text())
     names = ("metrics", "timings", "evaluations", "contamination", "samples")
     records = {name: read_lines(out / f"{name}.jsonl") for name in names}
+    written = dump(asked)
     rows, note = sample_rows(prepared, REPORT_SAMPLES, REPORT_TOKENS, other_policies(recipe))
     fragment = mask_fragment(rows, truncated_note=note, sources=[source.path for source in recipe.data])
     page = report_page(
@@ -219,14 +257,14 @@ def write_report(out: Path, summary: dict, recipe: Recipe, prepared: Prepared) -
         records["metrics"],
         records["timings"],
         fragment,
-        dump(recipe),
+        written,
         environment,
         evaluations=records["evaluations"],
         contamination=records["contamination"],
         samples=records["samples"],
     )
     (out / "report.html").write_text(page, encoding="utf-8")
-    (out / "README.md").write_text(model_card(summary, dump(recipe), environment), encoding="utf-8")
+    (out / "README.md").write_text(model_card(summary, written, environment), encoding="utf-8")
 
 
 def write_dropped(out: Path, dropped: list[dict]) -> None:

@@ -11,6 +11,7 @@ from frisket.adapt import policies
 from frisket.adapt.base import Attached
 from frisket.adapt.kappa import condition_numbers
 from frisket.adapt.where import Match, Where
+from frisket.errors import counted
 from frisket.hf import load
 from frisket.hf.forward import Model
 from frisket.recipe import Recipe
@@ -151,4 +152,6 @@ def _kappa(model: nn.Module, where: Where, match: Match) -> tuple[tuple[str, flo
 
 
 def _line(kind: str, found: Found) -> str:
-    return f"{kind:<10} {found.entries:>15,}  {found.share:>6.1%}  {found.name} ({found.parameters:,} parameters)"
+    percent = 100 * found.share
+    share = f"{percent:.2g}%" if percent < 0.1 else f"{percent:.1f}%" if percent < 99.95 else f"{percent:.0f}%"
+    return f"{kind:<10} {found.entries:>15,}  {share:>7}  {found.name} ({counted(found.parameters, 'tensor')})"

@@ -139,7 +139,8 @@ def _made_before(run: Trained, target: Path) -> dict[str, Any] | None:
 def _merge(run: Trained, target: Path, watcher: Watcher) -> dict[str, Any]:
     rows = real_rows(run.recipe, run.tokenizer)
     base_dtype = load.stored_dtype(run.recipe.model, None)
-    watcher.say(f"merge      {run.artifact} into {run.recipe.model.path}, in float32")
+    if run.recipe.adapt.about.merges:  # else it is refused below
+        watcher.say(f"merge      {run.artifact} into {run.recipe.model.path}, in float32")
     model = run.base()
     attached = methods.load_adapter(model, run.artifact)
     apart = [logits_of(model, batch) for batch in rows]

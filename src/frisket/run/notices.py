@@ -8,8 +8,10 @@ from collections.abc import Sequence as Seq
 import numpy as np
 from jaxtyping import Int64
 
+from frisket.adapt.spiel import Spiel
 from frisket.errors import counted
 from frisket.run.prepare import Prepared
+from frisket.run.reused import reused_line
 from frisket.watch import Watcher
 
 FEW_STEPS = 20
@@ -23,12 +25,15 @@ _ALL_OF_A_PLAN = "frisket plan --json"
 
 
 def notices(prepared: Prepared, all_dropped: str = _ALL_OF_A_PLAN) -> list[str]:
-    """What was dropped, turns that nothing answers, too few steps: one line each, none where there is nothing to say.
+    """One line each, none where there is nothing to say.
+
+    Of what was dropped, turns that nothing answers, held-out samples that were trained on before, too few steps.
 
     Args:
         all_dropped: where every dropped sample is named.
     """
-    return [line for line in (*_of_data(prepared, all_dropped), _few_steps(prepared)) if line]
+    found = (*_of_data(prepared, all_dropped), reused_line(prepared), _few_steps(prepared), _cycle(prepared))
+    return [line for line in found if line]
 
 
 def tell(prepared: Prepared, watcher: Watcher, all_dropped: str = _ALL_OF_A_PLAN) -> None:
@@ -97,6 +102,13 @@ def _few_steps(prepared: Prepared) -> str | None:
     lengths = np.concatenate([prepared.dataset.lengths[step.samples] for step in prepared.order.epoch(0)])
     fix = more_steps(lengths, train.epochs or 1.0, prepared.settled.step.tokens)
     return f"only {counted(steps, 'optimizer step')}, too few to learn much; for at least {FEW_STEPS}: {fix}"
+
+
+def _cycle(prepared: Prepared) -> str | None:
+    """A cycle of selections that is too long for the run (SpIEL)."""
+    method = prepared.recipe.adapt
+    told = method.cycle.too_long(prepared.total_steps) if isinstance(method, Spiel) else ""
+    return f"spiel: {told}" if told else None
 
 
 def more_steps(lengths: Int64[np.ndarray, "sample"], epochs: float, step_tokens: int) -> str:

@@ -9,8 +9,9 @@ import torch
 from frisket import __version__
 from frisket.adapt.methods import attach
 from frisket.adapt.policies import needs_weights
+from frisket.adapt.where import Match
 from frisket.errors import counted
-from frisket.hf import load, quantised, tokens
+from frisket.hf import load, quantised
 from frisket.recipe import Recipe
 from frisket.report.ledger import ledger_identities, named_ledgers
 from frisket.report.mask_view import mask_fragment
@@ -26,6 +27,7 @@ from frisket.run.serving import Serving, expected_config, serving_of
 from frisket.run.sharing import Sharing, bound_of, sharing_of
 from frisket.run.training import every_steps
 from frisket.run.viewing import VIEW_SAMPLES, VIEW_TOKENS, other_policies, sample_rows
+from frisket.run.which import adapt_told, untouched, which_weights
 from frisket.supervise.advice import Advice
 from frisket.train.step import Laying, lay_out
 from frisket.train.tracking import require
@@ -49,6 +51,8 @@ class Plan:
         bound: flat over distinct tokens, were all of them in one forest.
         rows: rows of the first step.
         fill: share of the first step's row tokens that are not padding.
+        match: what `adapt.where` found.
+        adapt: which weights move, see ``which.which_weights``.
         moving: parameters that would move, None where the method cannot be attached without weights.
         serving: what vLLM would make of it.
         advice: what the papers say of each source, under its path.
@@ -73,6 +77,8 @@ class Plan:
     bound: float
     rows: int
     fill: float
+    match: Match
+    adapt: dict[str, Any]
     moving: int | None
     parameters: int
     serving: Serving
@@ -100,6 +106,7 @@ class Plan:
             "overlap": self.overlap,
             "page": None if self.page is None else str(self.page),
             "model": {"path": self.recipe.model.path, "parameters": self.parameters, "moving": self.moving},
+            "adapt": self.adapt,
             **self.forecast.as_dict(),
             "serving": self.serving.as_dict(),
             "train": {
@@ -128,7 +135,6 @@ class Plan:
     def facts(self) -> list[tuple[str, str]]:
         """What a person wants to know first: (name, text)."""
         whole = total(self.ledgers)
-        moving = "" if self.moving is None else f", {self.moving:,} move ({100 * self.moving / self.parameters:.2f} %)"
         return [
             ("samples", self._samples()),
             ("steps", f"{self.steps:,} of about {self.settled.step.tokens:,} tokens, {whole.flat:,} in all"),
@@ -137,7 +143,8 @@ class Plan:
             ("shared", self._shared()),
             ("rows", f"{self.rows} in the first step, {100 * self.fill:.1f} % full"),
             ("teach", _taught(self.recipe)),
-            ("model", f"{self.recipe.model.path}: {self.parameters:,} parameters{moving}"),
+            ("model", f"{self.recipe.model.path}: {self.parameters:,} parameters"),
+            ("adapt", adapt_told(self.recipe.adapt.method, self.moving, self.parameters, self.match)),
             *((("stages", _stages(self.recipe)),) if self.recipe.stages else ()),
             *self.forecast.facts(),
             ("rate", f"{self.settled.rate.value:g}: {self.settled.rate.why}"),
@@ -201,6 +208,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     mask_free.check(recipe)
     mask_tuning.check(recipe)
     recipe = locating.planned(recipe, watcher)
+    recipe.adapt.check()
     if needs_weights(recipe.adapt.where):
         watcher.say("kappa      which matrices, plan --names says from their weights; counted here: as many, largest")
     require(recipe.train.track)
@@ -210,7 +218,8 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     mask_tuning.tell(prepared, watcher)
     notices.tell(prepared, watcher)
     recipe = prepared.recipe
-    moving, parameters, adapter = _parameters(recipe, prepared)
+    base = untouched(prepared)
+    moving, match, adapter = _attached(recipe, prepared)
     first = lay_out(
         [prepared.weighted(int(i)) for i in prepared.order.epoch(0)[0].samples],
         prepared.laying,
@@ -232,8 +241,10 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
         bound_of(prepared.dataset, epoch),
         sum(len(m.rows.input_ids) for m in first.micro_batches),
         sum(m.rows.real_tokens for m in first.micro_batches) / first.computed_tokens,
+        match,
+        which_weights(recipe, match, base),
         moving,
-        parameters,
+        sum(p.numel() for p in base.parameters()),
         serving_of(adapter, recipe.model.load),
         tuple(advice_for(prepared)),
         tuple(ConstantText(**text) for text in boilerplate_of(prepared)),
@@ -259,6 +270,8 @@ def _write_page(plan: Plan, prepared: Prepared, page: Path) -> None:
         overlap=plan.overlap,
         boilerplate=plan.boilerplate,
         memory=plan.forecast.details(),
+        adapt=plan.adapt,
+        train=plan.settled.as_dict(),
         fragment=mask_fragment(rows, truncated_note=note, sources=sources),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -282,18 +295,14 @@ def _taught(recipe: Recipe) -> str:
     return f"policy {teach.policy}{weights}{others}; {loss}, divided by {teach.normaliser}"
 
 
-def _parameters(recipe: Recipe, prepared: Prepared) -> tuple[int | None, int, dict[str, Any] | None]:
-    """Moving and all parameters, counted without loading a weight, and what the adapter will say of itself."""
-    with torch.device("meta"):
-        model = load.empty_model(prepared.config)
-        tokens.grow(model, prepared.added.ids)
-    parameters = sum(p.numel() for p in model.parameters())
+def _attached(recipe: Recipe, prepared: Prepared) -> tuple[int | None, Match, dict[str, Any] | None]:
+    """Moving parameters and what was matched, without loading a weight, and what the adapter will say of itself."""
+    model, seed = untouched(prepared), recipe.train.seed
     try:
-        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(recipe.train.seed), prepared.added.ids)
+        attached = attach(recipe.adapt, model, torch.Generator().manual_seed(seed), prepared.added.ids)
     except (NotImplementedError, RuntimeError):  # some of PEFT's methods compute with the weights when they start
-        with torch.device("meta"):
-            untouched = load.empty_model(prepared.config)
-        linears = recipe.adapt.resolve(untouched).linears(untouched)
-        return None, parameters, expected_config(recipe.adapt, None, linears)
+        base = untouched(prepared)
+        match = recipe.adapt.resolve(base, seed)
+        return None, match, expected_config(recipe.adapt, None, match.linears(base))
     moving = sum(p.numel() for p in attached.parameters().values())
-    return moving, parameters, expected_config(recipe.adapt, model)
+    return moving, attached.match, expected_config(recipe.adapt, model)

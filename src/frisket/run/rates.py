@@ -13,6 +13,7 @@ from frisket.adapt.policies import place_of, with_place
 from frisket.adapt.rates import Rate, rate_of
 from frisket.errors import ConfigError
 from frisket.recipe import RECIPE_FILE, Recipe, load_recipe
+from frisket.train.optim import shape_of
 
 LEAST_TOKENS, MOST_TOKENS = 1024, 32768
 ENOUGH_STEPS = 128
@@ -119,7 +120,8 @@ def peak_rate(recipe: Recipe, hidden_size: int, steps: int) -> Rate:
             "train.learning_rate = auto: the rates that methods declare are AdamW's, with which sgd hardly learns.\n"
             "Give one of your own (on the bundled base 1 was best of 0.3, 1, 3 and 10): train.learning_rate=1"
         )
-    return rate_of(recipe.adapt.declared_rate, hidden_size, steps)
+    falls = shape_of(recipe.train) != "constant"
+    return rate_of(recipe.adapt.declared_rate, hidden_size, steps, falls=falls)
 
 
 def kept(recipe: Recipe, out: Path) -> Recipe:

@@ -108,10 +108,10 @@ def serving_of(config: Mapping[str, Any] | None, load: str = "none") -> Serving:
     return Serving(max_lora_rank=None if reasons else fitting, reasons=tuple(reasons), notes=tuple(notes))
 
 
-def serving_line(out: Path, base: str, load: str) -> str:
-    """One line on a finished run; ``load`` as in ``serving_of``."""
+def serving_line(out: Path, base: str, load: str, named: Path | None = None) -> str:
+    """One line on a finished run; ``load`` as in ``serving_of``, ``named`` the folder that commands name instead."""
     adapter = out / "adapter"
-    return serving_of(config_of(adapter) if adapter.exists() else None, load).line(base, out)
+    return serving_of(config_of(adapter) if adapter.exists() else None, load).line(base, named or out)
 
 
 def config_of(adapter: Path) -> dict[str, Any]:

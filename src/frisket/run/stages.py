@@ -18,7 +18,9 @@ from frisket.adapt.policies import redraws
 from frisket.errors import UnsupportedError
 from frisket.hf.settings import ModelSettings
 from frisket.recipe import Recipe
+from frisket.report.moved import stage_row
 from frisket.run import best, folder, mask_free, mask_tuning, merging
+from frisket.run.finishing import Staged
 from frisket.run.rates import LOCATED_FILE, SEARCH_FILE
 from frisket.run.training import Given, train_one
 from frisket.watch import Watcher
@@ -53,16 +55,12 @@ def train_stages(recipe: Recipe, out: Path, given: Given, resume: bool, watcher:
             if index and not is_fresh:
                 _share_choice(before, place, stage)
             start = best.result_of(before) if index and not is_fresh else None
-            summaries.append(train_one(stage, place, found, replace(given, start=start), None, watcher))
+            staged = Staged(recipe, [stage_row(each) for each in summaries], index == len(stages) - 1)
+            summaries.append(train_one(stage, place, found, replace(given, start=start, staged=staged), None, watcher))
         last = out / f"stage-{len(stages)}"
         for name in ("adapter", "model", "report.html", "README.md", "environment.json"):
             _copy(last / name, out / name)
-        summary = {
-            **summaries[-1],
-            "recipe": recipe.name or "recipe",
-            "stages": summaries,
-            **({"next": f"frisket generate {out} --chat"} if "next" in summaries[-1] else {}),
-        }
+        summary = {**summaries[-1], "recipe": recipe.name or "recipe", "stages": summaries}
         folder.write_json(out / folder.SUMMARY, summary)
     return summary
 

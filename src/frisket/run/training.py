@@ -13,7 +13,7 @@ import torch
 from frisket.adapt.base import Attached
 from frisket.adapt.head import has_adapted_tied_head
 from frisket.adapt.methods import attach
-from frisket.errors import CheckError, ConfigError, counted
+from frisket.errors import CheckError, ConfigError
 from frisket.hf import load, quantised, tokens
 from frisket.hf.forward import Model
 from frisket.hf.mixture import router_losses
@@ -35,10 +35,12 @@ from frisket.run import (
 )
 from frisket.run.during import During
 from frisket.run.exhausted import told_with_knobs
+from frisket.run.first_pass import refused_by_name
 from frisket.run.matching import write_choice
 from frisket.run.overfit import GOOD_LOSS, Verdict, explain
 from frisket.run.overlap import overlap_of, warned
 from frisket.run.prepare import Prepared, Records, prepare
+from frisket.run.which import adapt_told
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
 from frisket.train.loop import Run, run_loop
@@ -79,6 +81,7 @@ class Given:
     Attributes:
         start: checkpoint of an earlier stage, whose weights (not its optimizer) this run begins with.
         stage: index of the stage that put the method on the model that this run begins with.
+        staged: where in a staged run this stage stands.
     """
 
     model: Model | None = None
@@ -87,6 +90,7 @@ class Given:
     on_step: Callable[[StepRecord], None] | None = None
     start: Path | None = None
     stage: int = 0
+    staged: finishing.Staged | None = None
 
 
 _NOTHING, _SILENT = Given(), Silent()
@@ -119,6 +123,7 @@ def train_one(
         before = baseline.measured(out, loaded, sets, settings.seed, is_resumed=is_resumed) if sets else None
         if given.start is not None:
             loaded.optimizer.load_masters(checkpoint.load_masters(given.start))
+            loaded.attached.begin_stage()
         start_values = loaded.attached.state()
         start = _resumed(found, loaded, folder.machine(loaded.device), watcher)
         done = start.step if start else 0
@@ -147,7 +152,7 @@ def train_one(
             | {"overlap": shared, "train": prepared.settled.as_dict()}
             | {"memory": memory.spent(loaded.foreseen, loaded.device), **tuned, **graft}
         )
-        finishing.write_report(out, summary, recipe, prepared)
+        finishing.write_report(out, summary, recipe, prepared, given.staged)
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
@@ -237,9 +242,7 @@ def load_ready(recipe: Recipe, prepared: Prepared, model: Model | None, watcher:
     watcher.say(
         f"model      {recipe.model.path}: {base:,} parameters on {device} in {str(compute).removeprefix('torch.')}"
     )
-    watcher.say(
-        f"adapt      {method.method}: {moving:,} parameters move ({100 * moving / base:.2f} %) · {_matches(attached)}"
-    )
+    watcher.say(f"adapt      {adapt_told(method.method, moving, base, attached.match)}")
     for note in attached.match.notes:
         watcher.say(f"           {note}")
     watcher.say(f"attend     {_ROWS[laying.arrangement]} of {laying.row_tokens:,} tokens: {prepared.why_so}")
@@ -275,7 +278,8 @@ def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks
     first = next(iter(prepared.order.steps())).samples
     members = first if len(first) > 1 else np.concatenate(prepared.order.families)
     samples = [prepared.dataset[int(i)] for i in members[:64]]
-    checks = check_model(loaded.model, samples, prepared.laying)
+    with refused_by_name(prepared.recipe.adapt, loaded.compute):
+        checks = check_model(loaded.model, samples, prepared.laying)
     told = " · ".join(f"{name}: {found}" for name, found in checks.as_dict().items())
     watcher.say(f"checked    all {len(checks.as_dict())} passed · {told}")
     return checks
@@ -373,15 +377,6 @@ class _deterministic:  # noqa: N801  reads as a word after `with`
     def __exit__(self, *exception: object) -> None:
         if self._asked:
             torch.use_deterministic_algorithms(False)
-
-
-def _matches(attached: Attached) -> str:
-    found = attached.match.by_pattern.items()
-    told = ", ".join(f"{pattern} ({counted(count, 'tensor')} of the base)" for pattern, count in found)
-    told += "".join(f", of which {policy} leaves {count}" for policy, count in attached.match.by_policy.items())
-    if not told:
-        return "none of the base's"
-    return f"where {told}"
 
 
 def _raise_if_not_fitted(verdict: Verdict | None) -> None:

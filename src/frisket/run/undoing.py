@@ -4,6 +4,8 @@ Works on the files: tensors that the change does not touch are copied as they ar
 """
 
 import shutil
+from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +39,15 @@ def undo(run: Path, model: Path, *, into: Path | None, watcher: Watcher) -> dict
     if not model.is_dir():
         raise ConfigError(f"--undo {model}: there is no such folder.\nMerge first: frisket export {run} --to merged")
     files = places_of(model)
-    missing = [name for name in changes if name not in files]
+    stored = _stored_names(model, files, changes)
+    missing = [name for name in changes if name not in stored]
     if missing:
         raise CheckError(
-            f"{model} lacks {len(missing)} of the {len(changes)} changed tensors, first {missing[0]}.\n"
+            f"{model} lacks {len(missing)} of the {len(changes)} changed tensors, first {missing[0]}: none has that "
+            "name, and no other one its digest.\n"
             f"Give the model that {run} was merged into."
         )
-    touched = _tensors(model, {name: files[name] for name in changes})
+    touched = _tensors(model, files, stored)
     restored = sparse.undo(touched, changes)
     if not restored:
         raise CheckError(
@@ -52,9 +56,10 @@ def undo(run: Path, model: Path, *, into: Path | None, watcher: Watcher) -> dict
         )
     with written(target) as partial:
         shutil.copytree(model, partial, ignore=shutil.ignore_patterns(MADE_OF))
-        for file in sorted({files[name] for name in changes}):
-            _write(model / file, partial / file, {name: touched[name] for name in changes if files[name] == file})
-        again = _tensors(partial, {name: files[name] for name in changes})
+        for file in sorted({files[place] for place in stored.values()}):
+            inside = {place: touched[name] for name, place in stored.items() if files[place] == file}
+            _write(model / file, partial / file, inside)
+        again = _tensors(partial, files, stored)
         for name, change in changes.items():
             if not sparse.is_digest_of(again[name], change.before):
                 raise CheckError(f"{name} was not written as the base has it; nothing was kept.\nTry again.")
@@ -78,12 +83,40 @@ def _changes_of(run: Path) -> dict[str, sparse.Change]:
     return sparse.read(run / "adapter")[0]
 
 
-def _tensors(folder: Path, files: dict[str, str]) -> dict[str, Tensor]:
+def _stored_names(folder: Path, files: Mapping[str, str], changes: Mapping[str, sparse.Change]) -> dict[str, str]:
+    """What the files call the changed tensors, of those that are there.
+
+    transformers stores some models under other names than the model's own: then it is the tensor of that shape with the
+    digest that the change has for it, if there is one only.
+    """
+    found = {name: name for name in changes if name in files}
+    others = {name: change for name, change in changes.items() if name not in found}
+    shapes = {change.shape for change in others.values()}
+    stored = defaultdict(list)
+    for place in sorted(files.keys() - found.keys()) if others else ():
+        tensor = _tensors(folder, files, {place: place})[place]
+        if tuple(tensor.shape) in shapes and tensor.is_floating_point():
+            stored[sparse.own_digest(tensor)].append(place)
+    for name, change in others.items():
+        known = change.after.items() | change.before.items()
+        places = [place for each in known for place in stored[each]]
+        if len(places) == 1:
+            found[name] = places[0]
+    return found
+
+
+def _tensors(folder: Path, files: Mapping[str, str], stored: Mapping[str, str]) -> dict[str, Tensor]:
+    """Tensors by the model's names.
+
+    Args:
+        files: the file of each stored name.
+        stored: what the files call them.
+    """
     found = {}
-    for file in sorted(set(files.values())):
+    for file in sorted({files[place] for place in stored.values()}):
         try:
             with safe_open(folder / file, "pt") as opened:
-                found |= {name: opened.get_tensor(name) for name, place in files.items() if place == file}
+                found |= {name: opened.get_tensor(place) for name, place in stored.items() if files[place] == file}
         except (OSError, SafetensorError) as error:
             raise CheckError(f"{folder / file} cannot be read: {error}.\nExport the model again.") from error
     return found

@@ -140,15 +140,17 @@ def _update(method: MethodSettings, attached: Attached, load: Load) -> Work:
 
 
 def _full(attached: Attached, load: Load) -> Work:
-    """A product a layer that moves (of rows: their share), for the weight's gradient; and one for a head that does."""
-    flops = 0.0
+    """A product a layer that moves (of rows: their share), for the weight's gradient; one for a head that does.
+
+    The embedding's own gradient is a sum of rows; both shapes that are measured tie it to the head.
+    """
+    layers, tables = 0.0, [0.0]
     for name, parameter in attached.parameters().items():
-        path = name.partition("[")[0].removesuffix(".weight")
-        if path in load.linears:
-            flops += 2 * load.tokens * parameter.numel()
-        elif parameter.dim() == 2:  # a tied table is an embedding, which only gathers, and a head
-            flops += 2 * load.taught * parameter.numel()
-    return Work(flops)
+        if name.partition("[")[0].removesuffix(".weight") in load.linears:
+            layers += 2 * load.tokens * parameter.numel()
+        elif parameter.dim() == 2:
+            tables.append(2 * load.taught * parameter.numel())
+    return Work(layers + max(tables))
 
 
 def _lora(method: Lora, matched: Mapping[str, tuple[int, int]], load: Load) -> Work:

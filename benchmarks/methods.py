@@ -1,6 +1,6 @@
 """Seconds of an optimizer step of every method, beside LoRA's and beside the method's own arithmetic floor.
 
-    python -m benchmarks.methods [--shape bundled|middle] [--only NAME ...] [--turns 4] [--out FILE]
+    python -m benchmarks.methods [--shape bundled|middle] [--only NAME ...] [--turns 5] [--out FILE]
     python -m benchmarks.methods --table          # docs/speed.md from the results, nothing measured
 
 Each method takes turns with LoRA of rank 32 on all linear layers (A B A B), after one turn of both that is not counted;
@@ -45,7 +45,7 @@ from frisket.train.step import Laying, StepInput, lay_out, run_step
 from frisket.types import Provenance, Sequence
 
 RESULTS, PAGE = Path(__file__).with_name("results") / "methods.json", Path("docs/speed.md")
-TOKENS, ROW_TOKENS, TURNS, RATE = 2048, 1024, 4, 1e-5
+TOKENS, ROW_TOKENS, TURNS, RATE = 1024, 512, 5, 1e-5
 LORA = {"method": "lora"}
 CASES: dict[str, dict[str, Any]] = {
     "lora": LORA,
@@ -87,9 +87,9 @@ MIDDLE = {
 FIRST_STEP = 6  # behind SpIEL's first phase, so that its steps are those between two selections
 
 
-def base_model(shape: str) -> Model:
-    """A fresh model in the type that a run computes in; the same at every call."""
-    kind = compute_type("auto", torch.device("cpu"))
+def base_model(shape: str, *, wide: bool = False) -> Model:
+    """A fresh model in the type that a run computes in, or in float32; the same at every call."""
+    kind = torch.float32 if wide else compute_type("auto", torch.device("cpu"))
     if shape == "bundled":
         return load_model(ModelSettings(path="bundled"), kind, torch.device("cpu"))
     torch.manual_seed(0)
@@ -132,12 +132,14 @@ class Arm:
         return time.perf_counter() - begun
 
 
-def arm_of(method: MethodSettings, model: Model) -> Arm:
-    """Put a method on a model, with the step of ``samples`` laid out for it."""
+def arm_of(method: MethodSettings, shape: str) -> Arm:
+    """Put a method on a fresh model, as a run does, with the step of ``samples`` laid out for it."""
+    kind = compute_type("auto", torch.device("cpu"))
+    model = base_model(shape, wide=method.starts_wide)
     attached = method.attach(model.train(), torch.Generator().manual_seed(0))
-    optimizer = Optimizer(attached.parameters(), TrainSettings(), model.dtype, (), attached)
+    optimizer = Optimizer(attached.parameters(), TrainSettings(), kind, (), attached)
+    cast_parameters(model, kind)
     attached.begin(1000)
-    cast_parameters(model, compute_type("auto", torch.device("cpu")))
     laying = Laying("isolated", ROW_TOKENS, 1, "grouped", 1024, virtual_tokens=method.virtual_tokens)
     return Arm(model, attached, optimizer, lay_out(samples(model.config.vocab_size), laying, "weights"), laying)
 
@@ -186,7 +188,8 @@ def _fastest(call: Callable[[], object], times: int) -> float:
 def tuned_folder(shape: str, folder: Path) -> str:
     """A model that was fine-tuned, for grafts: the base with noise."""
     torch.manual_seed(1)
-    weights = {n: (p + 0.01 * torch.randn_like(p)).detach() for n, p in base_model(shape).named_parameters()}
+    parameters = base_model(shape, wide=True).named_parameters()
+    weights = {name: (each + 0.01 * torch.randn_like(each)).detach() for name, each in parameters}
     (folder / "model").mkdir()
     save_file(weights, folder / "model" / "model.safetensors")
     return str(folder)
@@ -195,14 +198,14 @@ def tuned_folder(shape: str, folder: Path) -> str:
 def measure(shape: str, names: list[str], turns: int) -> dict[str, Any]:
     """All cases of a shape, each by turns with LoRA."""
     rates, read = rates_of(shape), TypeAdapter(Method)
-    beside = arm_of(read.validate_python(LORA), base_model(shape))
+    beside = arm_of(read.validate_python(LORA), shape)
     load = load_of(base_model(shape), beside.step)
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         of = tuned_folder(shape, Path(folder))
         for name in names:
             method = read.validate_python({**CASES[name], **({"of": of} if name == "graft" else {})})
-            arm = arm_of(method, base_model(shape))
+            arm = arm_of(method, shape)
             times = [(beside(), arm()) for _ in range(turns + 1)][1:]
             floor = rates.seconds(floor_of(method, arm.attached, load))
             seconds = statistics.median(own for _, own in times)

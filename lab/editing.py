@@ -65,11 +65,12 @@ ARMS = {
 }
 MEANING = {
     "editing": (
-        "Edits belong into one training run, all of them in every pass: made one after another, most of the earlier "
-        "ones are overwritten, in one matrix as in all layers. One matrix is enough for sixty edits here, and "
-        "rephrased questions find them more often; that it spares untouched facts better than all layers stayed "
-        "undecided. Made together, edits hardly touch other text; one after another in all layers they cost 0.4 bits a character. The "
-        "rates were chosen on another seed; two of them lie at the edge of what was tried."
+        "Edits belong into one training run, all of them in every pass: made one after another, most of the "
+        "earlier ones are overwritten, in one matrix as in all layers. One matrix is enough for sixty edits "
+        "here, and rephrased questions find them more often; that it spares untouched facts better than all "
+        "layers stayed undecided. Made together, edits hardly touch other text; one after another in all "
+        "layers they cost 0.4 bits a character. The rates were chosen on another seed; two of them lie at the "
+        "edge of what was tried."
     )
 }
 

@@ -6,20 +6,17 @@ a sweep. Each group's run lies in ``OUT/search/layers-A-B``; the lowest held-out
 
 import math
 import shutil
-import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frisket.adapt.mft import Mft
 from frisket.errors import ConfigError
-from frisket.evaluate.settings import EvaluateSettings
 from frisket.hf.load import load_config
 from frisket.recipe import Recipe
 from frisket.run import folder
-from frisket.run.measuring import TAUGHT, UNSEEN
 from frisket.run.rates import SEARCH_FILE, settled_layers
-from frisket.watch import Silent, Watcher, duration
+from frisket.run.trial import shortened, tried
+from frisket.watch import Watcher
 
 if TYPE_CHECKING:
     from frisket.run.training import Given
@@ -87,37 +84,21 @@ def searched(recipe: Recipe, out: Path, given: "Given", watcher: Watcher) -> Rec
 def _tried(
     recipe: Recipe, out: Path, group: str, number: int, of: int, given: "Given", watcher: Watcher
 ) -> dict[str, Any]:
-    from frisket.run.training import train
-
     place, label = out / SEARCH_FOLDER / f"layers-{group}", f"search     {number + 1} of {of}: layers {group}"
-    began, short = time.perf_counter(), _short(recipe, group)
-    with watcher.progress(label, short.train.max_steps, "steps") as advance:
-        inner = replace(given, on_step=lambda record: advance(1), start=None)
-        summary = train(short, out=place, resume=place.exists(), given=inner, watcher=Silent())
+    summary, took = tried(_short(recipe, group), place, label, given, watcher)
     told = summary["mask_tuning"]
     learnt, none = (told["sets"][told["decided_by"]][name] for name in ("learnt", "none"))
-    took = duration(time.perf_counter() - began)
     losses = [side.get("loss", math.inf) for side in (learnt, none)]
     watcher.say(f"{label}: loss {losses[0]:.4f}, without a mask {losses[1]:.4f}, {took}")
     return {"layers": group, "decided_by": told["decided_by"], **learnt}
 
 
 def _short(recipe: Recipe, group: str) -> Recipe:
-    """The run of one group: fewer steps, the loss before and after, nothing else measured or kept."""
-    method, settings = recipe.adapt, recipe.evaluate or EvaluateSettings()
+    """The run of one group."""
+    method = recipe.adapt
     assert isinstance(method, Mft)
-    learning = settings.learning
-    if learning is None and all(source.path == "bundled" for source in recipe.data):
-        learning = (TAUGHT, UNSEEN)
-    if learning is not None:
-        learning = tuple(entry.model_copy(update={"metric": "loss", "by": None}) for entry in learning)
-    brief = {"every": 0.0, "learning": learning, "forgetting": (), "samples": 0, "stop_after": None, "keep": "last"}
-    changes = {
-        "adapt": method.model_copy(update={"where": _within(method, group), "search": None}),
-        "train": recipe.train.model_copy(update={"max_steps": method.search_steps, "save_every": 0.0}),
-        "evaluate": settings.model_copy(update=brief),
-    }
-    return recipe.model_copy(update=changes)
+    within = method.model_copy(update={"where": _within(method, group), "search": None})
+    return shortened(recipe.model_copy(update={"adapt": within}), method.search_steps)
 
 
 def _listed(method: Mft) -> list[Any]:

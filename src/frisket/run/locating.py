@@ -8,7 +8,6 @@ learned and what was lost count alike. Ties go to the lower layer.
 
 import math
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +16,13 @@ import torch
 
 from frisket.adapt.policies import Place, candidates, place_of, with_place
 from frisket.errors import ConfigError
-from frisket.evaluate.settings import EvaluateSettings, ForgettingSettings
+from frisket.evaluate.settings import ForgettingSettings
 from frisket.hf import load
 from frisket.recipe import Recipe
 from frisket.run import folder
-from frisket.run.measuring import TAUGHT, UNSEEN
 from frisket.run.rates import LOCATED_FILE, settled_place
-from frisket.watch import Silent, Watcher, duration
+from frisket.run.trial import shortened, tried
+from frisket.watch import Watcher
 
 if TYPE_CHECKING:
     from frisket.run.training import Given
@@ -79,42 +78,18 @@ def _candidates(recipe: Recipe, place: Place, given: "Given | None") -> list[int
 
 
 def _tried(recipe: Recipe, out: Path, place: Place, layer: int, given: "Given", watcher: Watcher) -> dict[str, Any]:
-    from frisket.run.training import train
-
     target, label = out / "search" / f"layer-{layer}", f"locate     layer {layer}"
-    began, short = time.perf_counter(), _short(_with_layer(recipe, place, layer), place.steps)
-    with watcher.progress(label, place.steps, "steps") as advance:
-        inner = replace(given, on_step=lambda record: advance(1), start=None)
-        summary = train(short, out=target, resume=target.exists(), given=inner, watcher=Silent())
+    short = shortened(_with_layer(recipe, place, layer), place.steps, (KL,))
+    summary, took = tried(short, target, label, given, watcher)
     for name in ("checkpoints", "adapter", "model"):
         shutil.rmtree(target / name, ignore_errors=True)
     sides = next(iter(summary["learning"].values()), {})
     before, after = (sides.get(side, {}).get("loss", math.inf) for side in ("before", "after"))
     kl = summary["forgetting"]["kl"]["after"].get("kl", 0.0)
-    watcher.say(f"{label}: held-out loss {after:.4f} from {before:.4f}, KL {kl:.4f}, {_took(began)}")
+    watcher.say(f"{label}: held-out loss {after:.4f} from {before:.4f}, KL {kl:.4f}, {took}")
     return {"layer": layer, "loss": after, "kl": kl, "score": after + kl}
-
-
-def _took(began: float) -> str:
-    return duration(time.perf_counter() - began)
 
 
 def _with_layer(recipe: Recipe, place: Place, layer: int) -> Recipe:
     where = with_place(recipe.adapt.where, replace(place, layers=(layer,)).told())
     return recipe.model_copy(update={"adapt": recipe.adapt.model_copy(update={"where": where})})
-
-
-def _short(recipe: Recipe, steps: int) -> Recipe:
-    """The run of one candidate: few steps, loss and KL before and after, nothing else measured or kept."""
-    settings = recipe.evaluate or EvaluateSettings()
-    learning = settings.learning
-    if learning is None and all(source.path == "bundled" for source in recipe.data):
-        learning = (TAUGHT, UNSEEN)
-    if learning is not None:
-        learning = tuple(entry.model_copy(update={"metric": "loss", "by": None}) for entry in learning)
-    brief = {"every": 0.0, "learning": learning, "forgetting": (KL,), "samples": 0, "stop_after": None, "keep": "last"}
-    changes = {
-        "train": recipe.train.model_copy(update={"max_steps": steps, "save_every": 0.0}),
-        "evaluate": settings.model_copy(update=brief),
-    }
-    return recipe.model_copy(update=changes)

@@ -15,11 +15,12 @@ from frisket.adapt.full import Full
 from frisket.adapt.lora import Lora
 from frisket.adapt.methods import attach
 from frisket.attend.pack import pack
-from frisket.hf import load, quantised, tokens
+from frisket.hf import load, quantised
 from frisket.hf.forward import Model
 from frisket.hf.kv_cache import cache_bytes
 from frisket.run.measuring import learning_entries
 from frisket.run.prepare import Prepared
+from frisket.run.which import untouched
 from frisket.train.checks import CONFORMANCE_TOKENS, PROBE_TOKENS
 from frisket.train.memory import (
     HOLES,
@@ -220,9 +221,7 @@ def _on_meta(prepared: Prepared, device: torch.device) -> tuple[Model, Sizes, bo
 def _attached(prepared: Prepared) -> tuple[Model, dict[str, nn.Parameter], bool]:
     """The model on the meta device, what moves, and whether the method is on it: PEFT builds some on weights only."""
     recipe = prepared.recipe
-    with torch.device("meta"):
-        model = load.empty_model(prepared.config)
-        tokens.grow(model, prepared.added.ids)
+    model = untouched(prepared)
     load.switch_off_dropout(model)
     try:
         attached = attach(recipe.adapt, model, torch.Generator().manual_seed(recipe.train.seed), prepared.added.ids)

@@ -26,7 +26,7 @@ demo: $(INSTALLED)  ## fine-tune the bundled base on the bundled instructions (a
 	$(BIN)/frisket train recipes/demo.yaml --out out/demo
 
 test: $(READY)  ## the whole test suite, without network and without outside data
-	$(PY) -m pytest --durations=10
+	$(PY) -m pytest --durations=10 --numprocesses=auto --dist=loadfile
 
 check: $(READY)  ## lint, types, import contract, sizes
 	$(BIN)/ruff check .

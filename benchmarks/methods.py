@@ -273,16 +273,16 @@ def page(results: Mapping[str, Any]) -> str:
         "matrix product of the same run, and the bytes that it cannot avoid (`benchmarks/method_floors.py`). *MB*:",
         "what moves, its masters and gradients, and the optimizer's state.",
         "",
-        f"{told['machine']}, {told['threads']} threads, {told['compute']}, commit `{told['commit']}`. Written by",
-        "`python -m benchmarks.methods --table`.",
+        f"{told['machine']}, {told['compute']}, commit `{told['commit'][:9]}`.",
+        "Written by `python -m benchmarks.methods --table`.",
     ]
     for shape, each in results["shapes"].items():
         lines += [
             "",
             f"## {'The bundled base' if shape == 'bundled' else 'A Llama of 26 million parameters'}",
             "",
-            f"{each['tokens']:,} tokens a step in {each['micro_batches']} micro-batches; {each['gflops']:,.0f} GFLOP/s,"
-            f"{each['gigabytes_per_second']:.0f} GB/s.",
+            f"{each['tokens']:,} tokens a step in {each['micro_batches']} micro-batches; "
+            f"{each['gflops']:,.0f} GFLOP/s, {each['gigabytes_per_second']:.0f} GB/s.",
             "",
             "| method | ms | times LoRA | floor, ms | of the floor | moving | MB |",
             "|---|---:|---:|---:|---:|---:|---:|",

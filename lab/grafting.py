@@ -59,7 +59,15 @@ ARMS = {
     for size, keep in SIZES.items()
     for mask in MASKS
 } | {f"{penalty}, all": {"l1": strength, "keep": 1.0, "mask": "most moved"} for penalty, strength in PENALTIES.items()}
-MEANING = {"grafting": ""}
+MEANING = {
+    "grafting": (
+        "A skill of this small base does not sit in few entries: of the exact answers, no graft that began at 0.01 to "
+        "1 % kept more than 2 %, where the paper's RoBERTa kept 95 % of its accuracy with 0.01 %. In loss the order is "
+        "the paper's: the L1 penalty concentrates the change (the most moved 1 % keep 65 % of the gain, 16 % without), "
+        "and a learnt mask keeps more than as many of the most moved entries, more than twice as much without L1. "
+        "A search grows its mask, from 0.01 % to 0.4 and 0.6 %, so compare at the size that it ended with."
+    )
+}
 
 
 def training_file() -> Path:

@@ -59,7 +59,16 @@ ASKED = {
     "skills": ["evaluate.learning.0.metric=exact_match", "evaluate.learning.0.max_new_tokens=32"],
     "maths": [],
 }
-MEANING = {"mask-fine-tuning-skills": "", "mask-fine-tuning-maths": ""}
+MEANING = {
+    "mask-fine-tuning-maths": (
+        "A learnt mask can improve a full fine-tuning that has converged, by 0.02 nats a token (1 %) with 1 % of the "
+        "weights of the chosen layers off, and with 3 % off after 60 steps; going on with full fine-tuning showed no "
+        "gain. With 10 % off, the paper's share, it is worse after 20 steps and undecided after 60: so short a run "
+        "does not find that many weights to do without. A random mask of 10 % costs 0.19 nats; switching the smallest "
+        "weights off changes nothing, either way. frisket shipped eight of these 22 masks, "
+        "none of them worse than no mask."
+    )
+}
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ LoRA and MoRA sit on all linear layers but the head; 128 is the largest rank tha
 of the attention are 256 wide on one side, 128 on the other). Full fine-tuning moves the embeddings too, as in the
 paper.
 
-Rates: ``--pilot`` tries three for each arm, its own ``auto``, a third and three times that, on seed 100, which is
-not in the race; the one with the highest mean of characters is used, of equal ones the lowest mean of losses.
+Rates: ``--pilot`` tries four for each arm, its own ``auto``, three times that, a third and a ninth, on seed 100, which
+is not in the race; the one with the highest mean of characters is used, of equal ones the lowest mean of losses. (It
+was three; LoRA of rank 8 was best at the lowest, so all got a lower one.)
 """
 
 import argparse
@@ -55,10 +56,18 @@ COMMON = [
     "evaluate.forgetting=[]",
 ]
 PILOT = Path(__file__).with_name("results") / "memorising-pilot.json"
-PILOT_SEED, FACTORS = 100, (1 / 3, 1.0, 3.0)
+PILOT_SEED, FACTORS = 100, (1 / 9, 1 / 3, 1.0, 3.0)
 AUTO = {"full": 7.2e-4, "LoRA r=8": 7.2e-3, "LoRA r=128": 1.8e-3, "MoRA r=8": 7.2e-3}
 """What ``train.learning_rate=auto`` settles on at this width and length; see ``adapt.rates``."""
-MEANING = {"memorising": ""}
+MEANING = {
+    "memorising": (
+        "For learning by heart the rank of the change counts, not the number of parameters: with as many of them as "
+        "LoRA of rank 8, MoRA has every identifier after 110 steps, and LoRA has 86 % of the characters after 200. "
+        "LoRA of rank 128, with 16 times the parameters, is a little sooner than MoRA and level with full fine-tuning; "
+        "the paper's lead of full fine-tuning over it did not show. A step of MoRA took 1.3 times as long as one of "
+        "LoRA of rank 8."
+    )
+}
 
 
 def pairs(seed: int, count: int = PAIRS) -> list[dict[str, str]]:
@@ -119,7 +128,7 @@ def arms(rates: Mapping[str, float]) -> dict[str, list[str]]:
 
 
 def pilot() -> Results:
-    """Run every arm at three rates; what is there already is not run again."""
+    """Run every arm at four rates; what is there already is not run again."""
     found = read_json(PILOT) if PILOT.exists() else {"seed": PILOT_SEED, "environment": environment(), "runs": []}
     done = {(run["arm"], run["factor"]) for run in found["runs"]}
     for factor in FACTORS:
@@ -186,7 +195,7 @@ def picture(results: Results, file: Path) -> None:
 def main() -> None:
     """Run the pilot, or the race with what it chose, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pilot", action="store_true", help="three rates for each arm, and nothing else")
+    parser.add_argument("--pilot", action="store_true", help="four rates for each arm, and nothing else")
     if parser.parse_args().pilot:
         print(chosen(pilot()["runs"]))
         return

@@ -103,7 +103,7 @@ def test_the_pilot_tries_every_arm_alike_and_the_best_rate_is_taken(tmp_path, mo
     rates = chosen(found)
     assert rates["full"] == AUTO["full"]
     assert rates["MoRA r=8"] == pytest.approx(3 * AUTO["MoRA r=8"], rel=0.05)
-    with pytest.raises(ConfigError, match="has not tried all 3 rates of MoRA r=8"):
+    with pytest.raises(ConfigError, match="has not tried all 4 rates of MoRA r=8"):
         chosen([run for run in found if run["arm"] != "MoRA r=8"])
 
 

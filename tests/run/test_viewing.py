@@ -233,7 +233,7 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(text=TEXTS)
 @example("日本語 👩\u200d👩\u200d👧\u200d👦 e\u0301 한글</s>日")
 @example(" \ufffd日")
@@ -250,7 +250,7 @@ def test_pieces_join_to_the_text_and_no_piece_is_bytes(name, text):
         assert pieces_of(tokenizer)(ids[:stop]) == pieces[:stop]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(ids=st.lists(st.sampled_from(ids_of(TOKENIZERS["byte-level"], "日👩é a")), max_size=12))
 def test_tokens_in_any_order_show_what_can_be_shown(ids):
     tokenizer = TOKENIZERS["byte-level"]

@@ -157,8 +157,8 @@ def test_the_last_step_may_be_the_best(small_model, chats, tmp_path):
 
 def test_without_a_wish_the_last_step_is_kept_and_a_better_one_named(small_model, chats, tmp_path):
     said = Said()
-    summary = train(recipe(small_model, chats, {}), out=tmp_path / "out", watcher=said)
-    assert summary["steps"] == 12
+    summary = train(recipe(small_model, chats, {}, max_steps=4), out=tmp_path / "out", watcher=said)
+    assert summary["steps"] == 4
     assert summary["best"]["kept"] == "last"
     assert not list((tmp_path / "out" / "checkpoints").glob("best-*"))
     assert any("evaluate.keep=best keeps the best" in line for line in said.lines)

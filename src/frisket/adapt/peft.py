@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from frisket.adapt.base import About, Attached, MethodSettings, freeze, seeded
 from frisket.adapt.beside import put_beside
 from frisket.adapt.head import untie_adapted_head
+from frisket.adapt.lean import compute_lean
 from frisket.adapt.ranks import largest_ranks, refuse_larger
 from frisket.adapt.rates import IA3, LN_TUNING, PEFT_RATES, UNKNOWN, Declared
 from frisket.adapt.where import Match, Where, is_linear, refuse_tied_head, short_names
@@ -341,6 +342,7 @@ def attach_config(model: nn.Module, config: Any, match: Match, rng: torch.Genera
     freeze(model)
     with seeded(rng), _without_its_warnings(), _said_by_peft(type(config).__name__):
         wrapper = PeftModel(model, config)  # adapters in fp32, whatever the base's type
+    compute_lean(model)
     attached = AttachedPeft(wrapper, model, match, str(getattr(config.peft_type, "value", config.peft_type)))
     if not attached.parameters():
         raise ConfigError(f"adapt.where: PEFT's {type(config).__name__} found nothing to move in the matched modules.")
@@ -421,5 +423,6 @@ def load_peft(model: nn.Module, folder: Path) -> AttachedPeft:
             f"{folder} holds an adapter of other shapes or layers than this base's: {shorten(told, 240)}\n"
             f"Use the base that its {PEFT_CONFIG} names."
         ) from error
+    compute_lean(model)
     names = [name for name, module in model.named_modules() if is_linear(module)]
     return AttachedPeft(wrapper, model, Match(tuple(names), {}), kind)

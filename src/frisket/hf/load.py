@@ -20,7 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from frisket import bundled
 from frisket.errors import ConfigError, UnsupportedError, nearest
-from frisket.hf import quantised, tokens
+from frisket.hf import norms, quantised, tokens
 from frisket.hf.attention import EAGER, NAME, OWN, supports_sdpa
 from frisket.hf.mixture import expert_count
 from frisket.hf.settings import ModelSettings
@@ -243,6 +243,7 @@ def ready(model: PreTrainedModel) -> PreTrainedModel:
     if model.config._attn_implementation != NAME:
         model.set_attn_implementation(NAME)
     quantised.compute_plainly(model)
+    norms.compute_lean(model)
     tokens.learn_padding_row(model)
     _set_experts(model)
     return model

@@ -7,10 +7,10 @@ from frisket.attend.pack import Arrangement
 from frisket.data.dataset import Dataset
 from frisket.data.loader import Order
 from frisket.errors import ConfigError, UnsupportedError
-from frisket.hf.load import layer_counts
+from frisket.hf.load import device_of, layer_counts
 from frisket.recipe import Recipe
 from frisket.run.sharing import WORTH, few_steps, sharing_of
-from frisket.supervise.loss import LossRule
+from frisket.supervise.loss import LossRule, chunk_of
 from frisket.train.step import Laying
 
 
@@ -29,7 +29,10 @@ def laying_of(recipe: Recipe, config: Any, dataset: Dataset, order: Order, loss:
         )
     arrangement, why = _arrangement(recipe, config, dataset, order)
     backend = "grouped" if attend.backend == "auto" else attend.backend
-    laying = Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, recipe.supervise.chunk_tokens, loss)
+    chunk = recipe.supervise.chunk_tokens
+    if chunk == "auto":
+        chunk = chunk_of(config.get_text_config().vocab_size, device_of(recipe.model.device))
+    laying = Laying(arrangement, attend.row_tokens, attend.micro_rows, backend, chunk, loss)
     return replace(laying, virtual_tokens=recipe.adapt.virtual_tokens), why
 
 

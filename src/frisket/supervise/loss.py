@@ -34,6 +34,9 @@ class LossRule(NamedTuple):
 
 
 CROSS_ENTROPY = LossRule()
+LOGITS_BYTES = {"cpu": 1 << 25}
+"""Of a chunk in float32, by device: on a CPU a softmax of what its cache holds takes half as long (docs/log.md)."""
+OTHER_LOGITS_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,15 @@ def summed_loss(
     )
 
 
+def chunk_of(vocabulary: int, device: torch.device) -> int:
+    """Predictions of a chunk where the recipe does not say.
+
+    >>> [chunk_of(vocabulary, torch.device("cpu")) for vocabulary in (4_096, 32_000, 151_936)]
+    [2048, 262, 128]
+    """
+    return min(4096, max(128, LOGITS_BYTES.get(device.type, OTHER_LOGITS_BYTES) // (4 * vocabulary)))
+
+
 @torch.no_grad()
 def token_losses(
     hidden: Float[Tensor, "place hidden"], predictions: Predictions, head: Head, chunk_tokens: int = 1024
@@ -148,12 +160,12 @@ class _SummedLoss(torch.autograd.Function):
             _room(tensor, wide if number in (1, 2, 4) else None) if needed else None
             for number, (tensor, needed) in enumerate(zip(inputs, ctx.needs_input_grad[:5], strict=True))
         )
+        space = _Space(min(chunk_tokens, len(hidden)), weight)
         for start in range(0, len(hidden), chunk_tokens):
-            part = slice(start, start + chunk_tokens)
-            raw = _raw_logits(hidden[part], weight, bias, None if narrow is None else narrow[part], up, head.scale)
-            loss_part, d_raw = _chunk(raw, target_ids[part], weights[part], head, rule)
+            part = slice(start, min(start + chunk_tokens, len(hidden)))
+            raw = space.logits(hidden[part], bias, None if narrow is None else narrow[part], up)
+            loss_part, d_raw = _chunk(raw, space, target_ids[part], weights[part], head, rule)
             loss += loss_part
-            d_raw = d_raw.to(hidden.dtype)
             if d_hidden is not None:
                 torch.mm(d_raw, weight, out=d_hidden[part])
             if d_weight is not None:
@@ -183,23 +195,49 @@ def _room(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(tensor) if dtype is None else torch.zeros(tensor.shape, dtype=dtype, device=tensor.device)
 
 
-def _chunk(raw: Tensor, target_ids: Tensor, weights: Tensor, head: Head, rule: LossRule) -> tuple[Tensor, Tensor]:
-    """Weighted loss of a chunk of scaled logits, and its gradient with respect to the logits before scaling."""
-    bounded = head.bounded(raw)
-    highest = bounded.amax(-1, keepdim=True)
-    powers = (bounded - highest).exp_()  # exp(bounded - logsumexp) would be half as exact, and one more pass
-    total = powers.sum(-1, keepdim=True)
-    targets = target_ids[:, None]
-    log_total = total.log() + highest
-    losses = (log_total - bounded.gather(1, targets))[:, 0]
-    d_bounded = powers.div_(total)
+class _Space:
+    """Room for the logits of a chunk, used again by the next: fresh pages would cost more than the softmax.
+
+    Attributes:
+        raw: [prediction, vocab] logits, then their gradient, in the type of the matmuls.
+        wide: [prediction, vocab] logits in the wider of float32 and that type.
+        shares: [prediction, vocab] their softmax.
+    """
+
+    def __init__(self, rows: int, weight: Tensor) -> None:
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        self._weight = weight
+        self.raw = weight.new_empty(rows, len(weight))
+        self.wide = self.raw if wide == weight.dtype else weight.new_empty(rows, len(weight), dtype=wide)
+        self.shares = torch.empty_like(self.wide)
+
+    def logits(self, hidden: Tensor, bias: Tensor | None, narrow: Tensor | None, up: Tensor | None) -> Tensor:
+        """Logits before scale and soft-cap, in the wide type."""
+        raw = torch.mm(hidden, self._weight.T, out=self.raw[: len(hidden)])
+        if bias is not None:
+            raw += bias
+        if narrow is not None and up is not None:
+            raw += narrow @ up.T
+        return self.wide[: len(hidden)].copy_(raw)
+
+
+def _chunk(
+    logits: Tensor, space: _Space, target_ids: Tensor, weights: Tensor, head: Head, rule: LossRule
+) -> tuple[Tensor, Tensor]:
+    """Weighted loss of a chunk of logits, and its gradient with respect to the logits before scale and soft-cap."""
+    targets, rows = target_ids[:, None], slice(0, len(target_ids))
+    bounded = head.bounded(logits.mul_(head.scale) if head.scale != 1 else logits)
+    shares = torch.softmax(bounded, dim=-1, out=space.shares[rows])
+    # The largest share is at least 1 / vocab, so its logarithm is exact where a target's own would be lost.
+    log_total = bounded.amax(-1) - shares.amax(-1).log()
+    losses = log_total - bounded.gather(1, targets)[:, 0]
     if rule.kind == "dft":
-        weights = weights * d_bounded.gather(1, targets)[:, 0]
+        weights = weights * shares.gather(1, targets)[:, 0]
     if rule.smoothing:
-        losses = (1 - rule.smoothing) * losses + rule.smoothing * (log_total[:, 0] - bounded.mean(-1))
-        d_bounded -= rule.smoothing / bounded.shape[1]
-    d_bounded.scatter_add_(1, targets, d_bounded.new_full((len(target_ids), 1), rule.smoothing - 1.0))
-    d_bounded *= weights[:, None]
+        losses = (1 - rule.smoothing) * losses + rule.smoothing * (log_total - bounded.mean(-1))
+        shares -= rule.smoothing / bounded.shape[1]
+    shares.scatter_add_(1, targets, shares.new_full((len(target_ids), 1), rule.smoothing - 1.0))
+    shares *= (weights * head.scale)[:, None]
     if head.softcap is not None:
-        d_bounded *= 1 - (bounded / head.softcap) ** 2
-    return (losses * weights).sum(), d_bounded * head.scale
+        shares *= 1 - (bounded / head.softcap) ** 2
+    return (losses * weights).sum(), space.raw[rows].copy_(shares)

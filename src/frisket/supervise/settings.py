@@ -64,4 +64,7 @@ class SuperviseSettings(TeachSettings):
         "weights",
         "what the summed loss of a step is divided by: sum of weights, count of taught tokens, samples, or a number",
     )
-    chunk_tokens: int = knob(1024, "predictions whose logits exist at one time", gt=0)
+    chunk_tokens: Annotated[int, Field(gt=0)] | Literal["auto"] = knob(
+        "auto",
+        "predictions whose logits exist at one time; 'auto': as many as fit the cache on a CPU, from 128 to 4,096",
+    )

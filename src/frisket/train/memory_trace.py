@@ -24,7 +24,8 @@ from frisket.supervise.loss import LossRule, summed_loss
 from frisket.types import MicroBatch
 
 _ATEN = torch.ops.aten
-_MATMULS = (_ATEN.mm.default, _ATEN.mm.out, _ATEN.addmm.default, _ATEN.bmm.default, _ATEN.baddbmm.default)
+_SUMMED = (_ATEN.addmm.default, _ATEN.addmm_.default, _ATEN.baddbmm.default)
+_MATMULS = (_ATEN.mm.default, _ATEN.mm.out, _ATEN.bmm.default, *_SUMMED)
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 A run is a segment, or several of which each has but one child. Matmuls and SDPA serve CPU and any GPU; large pieces of
 a forest go through torch's flash kernel where they are on a CPU. Measured on Zen 4 (fwd + bwd): explicit matmuls beat
-the CPU flash kernel up to about 256 tokens, flash wins above. A group is padded to its longest run inside attention
-only; real tokens do not see that padding, which comes last.
+the CPU flash kernel up to about 512 tokens, flash wins above (docs/log.md). A group is padded to its longest run inside
+attention only; real tokens do not see that padding, which comes last.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from frisket.attend.backends.matmul import Knobs, masked_attention
 from frisket.attend.backends.merged import forest_attention
 from frisket.types import Rows
 
-MATMUL_TOKENS = 256
+MATMUL_TOKENS = 512
 
 
 @dataclass(frozen=True)

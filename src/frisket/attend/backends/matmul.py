@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ def masked_attention(
     batch, query_heads, queries, width = query.shape
     heads, keys = key.shape[1], key.shape[2]
     folded = query.reshape(batch, heads, query_heads // heads * queries, width)
+    if knobs.is_plain:
+        out = _Plain.apply(folded, key, value, ~mask, queries, knobs.scaling)  # pyright: ignore
+        return out.view(batch, query_heads, queries, -1)
     scores = (folded @ key.transpose(-1, -2)).view(batch, heads, -1, queries, keys) * knobs.scaling
     if knobs.softcap is not None:
         scores = knobs.softcap * torch.tanh(scores / knobs.softcap)
@@ -56,3 +60,39 @@ def masked_attention(
         shares = torch.softmax(torch.cat([scores, sinks.to(scores.dtype)], dim=-1), dim=-1, dtype=wide)[..., :-1]
     out = shares.to(value.dtype).reshape(batch, heads, -1, keys) @ value
     return out.view(batch, query_heads, queries, -1)
+
+
+class _Plain(torch.autograd.Function):
+    """Masked softmax attention, whose backward keeps the softmax alone and makes no pass for mask, scale or type.
+
+    The scale is part of the products, so scores are rounded once. Torch's softmax of 16 bits computes in float32 inside
+    and rounds its result once, as the product after it would.
+    """
+
+    @staticmethod
+    def forward(ctx, folded, key, value, hidden, queries, scaling):
+        scores = _product(folded, key.transpose(-1, -2), scaling)
+        scores.view(*scores.shape[:2], -1, queries, scores.shape[-1]).masked_fill_(hidden, float("-inf"))
+        shares = torch.softmax(scores, dim=-1)
+        ctx.save_for_backward(folded, key, value, shares)
+        ctx.scaling = scaling
+        return shares @ value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # pyright: ignore[reportIncompatibleMethodOverride]
+        folded, key, value, shares = ctx.saved_tensors
+        d_value = shares.transpose(-1, -2) @ grad
+        d_shares = grad @ value.transpose(-1, -2)
+        d_scores = torch.ops.aten._softmax_backward_data(d_shares, shares, -1, shares.dtype)
+        d_folded = _product(d_scores, key, ctx.scaling)
+        d_key = _product(d_scores.transpose(-1, -2), folded, ctx.scaling)
+        return d_folded, d_key, d_value, None, None, None
+
+
+def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """``factor * left @ right`` of [batch, head, ...], without a pass for the factor."""
+    batch, heads, rows, _ = left.shape
+    nothing = left.new_empty(batch * heads, rows, right.shape[-1])
+    found = torch.baddbmm(nothing, left.flatten(0, 1), right.flatten(0, 1), beta=0, alpha=factor)
+    return found.view(batch, heads, rows, -1)

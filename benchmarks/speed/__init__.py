@@ -1,0 +1,1 @@
+"""Training speed and memory, side by side with TRL and with plain transformers and PEFT."""

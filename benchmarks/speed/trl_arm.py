@@ -118,9 +118,9 @@ def check(work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     case, tokens = Case.read(work), Tokens.read(work)
     with tempfile.TemporaryDirectory() as out, torch.no_grad():
         trainer = trainer_of(case, work, tokens.first(CHECKED), settings, out)
-        trainer.model.eval()
+        model = trainer.accelerator.prepare_model(trainer.model.eval(), evaluation_mode=True)  # with its autocast
         losses = [
-            (float(trainer.compute_loss(trainer.model, dict(batch))), counts_of(batch)[1])
+            (float(trainer.compute_loss(model, dict(batch))), counts_of(batch)[1])
             for batch in trainer.get_train_dataloader()
         ]
     return {"digest": tokens.digest(), "loss": mean_over_targets(losses)}

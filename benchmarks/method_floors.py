@@ -12,20 +12,24 @@ where the model computes in 2 bytes (its gradient is added into a buffer, its ma
 """
 
 import math
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from frisket.adapt.base import Attached, MethodSettings
 from frisket.adapt.full import Full
 from frisket.adapt.graft import Graft
+from frisket.adapt.layers import sizes_of
 from frisket.adapt.lora import Lora
 from frisket.adapt.mft import Mft
 from frisket.adapt.mora import Mora
 from frisket.adapt.peft import Peft
 from frisket.adapt.prompts import Prefix, RootMethod
 from frisket.adapt.spiel import Spiel
-from frisket.adapt.where import layer_of
+from frisket.adapt.where import head_name, is_linear, layer_of
 
 ADAMW_BYTES, SGD_BYTES, NARROW_BYTES = 28, 12, 12
 
@@ -58,6 +62,24 @@ class Load:
     layers: int
     bytes: int
 
+    @staticmethod
+    def of(model: Any, lengths: Sequence[int], taught: int, rows: int) -> "Load":
+        """Samples of these lengths on a model without a method."""
+        config = model.config
+        layers = {n: m for n, m in model.named_modules() if is_linear(m) and n != head_name(model)}
+        return Load(
+            linears={name: sizes_of(module) for name, module in layers.items()},
+            tokens=sum(lengths),
+            rows=rows,
+            pairs=sum(n * (n + 1) // 2 for n in lengths),
+            taught=taught,
+            hidden=config.hidden_size,
+            heads=config.num_attention_heads * (config.head_dim or config.hidden_size // config.num_attention_heads),
+            vocabulary=config.vocab_size,
+            layers=config.num_hidden_layers,
+            bytes=model.dtype.itemsize,
+        )
+
     def product(self, sizes: tuple[int, int]) -> float:
         """One product over a layer."""
         return 2 * self.tokens * sizes[0] * sizes[1]
@@ -88,6 +110,26 @@ class Rates:
     def seconds(self, work: Work) -> float:
         """Both, one after the other."""
         return work.flops / self.flops + work.bytes / self.bytes
+
+
+def gemm_rate(config: Any, tokens: int, kind: torch.dtype) -> float:
+    """Operations a second of the fastest matrix product: a feed-forward layer over so many tokens, or a square."""
+    tall = torch.randn(tokens, config.hidden_size).to(kind)
+    wide = torch.randn(config.hidden_size, config.intermediate_size).to(kind)
+    square = torch.randn(2048, 2048).to(kind)
+    own = 2 * tokens * config.hidden_size * config.intermediate_size / fastest(lambda: tall @ wide, 50)
+    return max(own, 2 * len(square) ** 3 / fastest(lambda: square @ square, 10))
+
+
+def fastest(call: Callable[[], object], times: int) -> float:
+    """Seconds of the fastest of several calls, after one that is not counted."""
+    call()
+    found = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - begun)
+    return min(found)
 
 
 def floor_of(method: MethodSettings, attached: Attached, load: Load) -> Work:

@@ -17,14 +17,15 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.method_floors import Load, Rates, floor_of
+from benchmarks.method_floors import Load, Rates, fastest, floor_of, gemm_rate
+from benchmarks.speed.case import MIDDLE
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
@@ -32,9 +33,7 @@ from safetensors.torch import save_file
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from frisket.adapt.base import Attached, MethodSettings
-from frisket.adapt.layers import sizes_of
 from frisket.adapt.methods import Method
-from frisket.adapt.where import head_name, is_linear
 from frisket.hf.forward import Model
 from frisket.hf.load import cast_parameters, compute_type, empty_model, load_model, ready
 from frisket.hf.settings import ModelSettings
@@ -74,16 +73,6 @@ CASES: dict[str, dict[str, Any]] = {
     "peft LOHA": {"method": "peft", "peft_type": "LOHA", "options": {"r": 8}},
     "peft OFT": {"method": "peft", "peft_type": "OFT", "options": {"oft_block_size": 32}},
 }
-MIDDLE = {
-    "vocab_size": 4096,
-    "hidden_size": 512,
-    "intermediate_size": 1408,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 2048,
-    "tie_word_embeddings": True,
-}
 FIRST_STEP = 6  # behind SpIEL's first phase, so that its steps are those between two selections
 
 
@@ -93,7 +82,7 @@ def base_model(shape: str, *, wide: bool = False) -> Model:
     if shape == "bundled":
         return load_model(ModelSettings(path="bundled"), kind, torch.device("cpu"))
     torch.manual_seed(0)
-    model = empty_model(CONFIG_MAPPING["llama"](**MIDDLE))
+    model = empty_model(CONFIG_MAPPING["llama"](vocab_size=4096, **MIDDLE))
     cast_parameters(model, kind)
     return ready(model)
 
@@ -146,43 +135,17 @@ def arm_of(method: MethodSettings, shape: str) -> Arm:
 
 def load_of(model: Model, step: StepInput) -> Load:
     """What the floors are computed from; of a model without a method."""
-    config, lengths = model.config, [len(sequence) for sequence, _ in samples(model.config.vocab_size)]
-    layers = {name: module for name, module in model.named_modules() if is_linear(module) and name != head_name(model)}
-    return Load(
-        linears={name: sizes_of(module) for name, module in layers.items()},
-        tokens=sum(lengths),
-        rows=len(step.micro_batches),
-        pairs=sum(n * (n + 1) // 2 for n in lengths),
-        taught=step.supervised_tokens,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads * (config.head_dim or config.hidden_size // config.num_attention_heads),
-        vocabulary=config.vocab_size,
-        layers=config.num_hidden_layers,
-        bytes=model.dtype.itemsize,
-    )
+    lengths = [len(sequence) for sequence, _ in samples(model.config.vocab_size)]
+    return Load.of(model, lengths, step.supervised_tokens, len(step.micro_batches))
 
 
 def rates_of(shape: str) -> Rates:
     """The fastest of several matrix products of the shape's own sizes, and of several copies of 256 MiB."""
     model = base_model(shape)
-    inner, hidden = model.config.intermediate_size, model.config.hidden_size
-    a, b = torch.randn(ROW_TOKENS, hidden).to(model.dtype), torch.randn(hidden, inner).to(model.dtype)
-    big = torch.randn(2048, 2048).to(model.dtype)
     source = torch.zeros(2**26)
     target = torch.empty_like(source)
-    own = 2 * ROW_TOKENS * hidden * inner / _fastest(lambda: a @ b, 50)
-    square = 2 * len(big) ** 3 / _fastest(lambda: big @ big, 10)
-    return Rates(max(own, square), 2 * source.nbytes / _fastest(lambda: target.copy_(source), 5))
-
-
-def _fastest(call: Callable[[], object], times: int) -> float:
-    call()
-    found = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - begun)
-    return min(found)
+    copied = 2 * source.nbytes / fastest(lambda: target.copy_(source), 5)
+    return Rates(gemm_rate(model.config, ROW_TOKENS, model.dtype), copied)
 
 
 def tuned_folder(shape: str, folder: Path) -> str:

@@ -6,8 +6,7 @@ FOLDER holds gsm8k_train.jsonl and llama_tokenizer.model; neither comes with fri
 own that trains on the same samples (question and answer; answers are taught), tokens, LoRA and AdamW; arms take turns
 of so many steps, after one that is not counted. Before that all arms must report the same tokens and targets, and start
 from the same loss. Tokens are real ones: no padding. Memory is the largest resident memory beyond that after all
-imports. Results: benchmarks/results/speed.json, and the
-headline in benchmarks/results/cpu-headline.json.
+imports. Results: benchmarks/results/speed.json, and the headline in benchmarks/results/cpu-headline.json.
 """
 
 import argparse
@@ -97,9 +96,14 @@ def check(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
     first = found[names[0]]
     for name, told in found.items():
         far = abs(told["loss"] / first["loss"] - 1)
-        if told["digest"] != first["digest"] or far > TOLERANCE["fp32" if name.endswith("fp32") else "bf16"]:
+        if told["digest"] != first["digest"] or far > TOLERANCE[compute_of(name)]:
             sys.exit(f"{name} does not train on what {names[0]} trains on: {told} beside {first}")
     return found
+
+
+def compute_of(name: str) -> str:
+    """The type an arm computes in; TRL's default is bf16."""
+    return "fp32" if name.endswith("fp32") else "bf16"
 
 
 def _told(name: str, work: Path) -> dict[str, Any]:
@@ -138,8 +142,7 @@ def measure(case: Case, tokens: Tokens, names: list[str], work: Path, turns: int
         "steps_a_turn": steps,
         "load_average": [round(value, 2) for value in os.getloadavg()],
         "arms": {
-            name: row_of(entries, told, starts[name], rates["fp32" if name.endswith("fp32") else "bf16"] / flops)
-            for name, entries in told.items()
+            name: row_of(entries, told, starts[name], rates[compute_of(name)] / flops) for name, entries in told.items()
         },
     }
 

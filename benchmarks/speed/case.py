@@ -7,8 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.real_shape import SHAPE as QWEN3
 
 LLAMA, BUNDLED = "llama_tokenizer.model", "bundled"
+MIDDLE = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 2048,
+    "tie_word_embeddings": True,
+}
 SHAPES: dict[str, dict[str, Any]] = {
     "25M": {
         "tokenizer": LLAMA,
@@ -21,30 +31,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 2048,
         "tie_word_embeddings": True,
     },
-    "26M, small vocabulary": {
-        "tokenizer": BUNDLED,
-        "model_type": "llama",
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "max_position_embeddings": 2048,
-        "tie_word_embeddings": True,
-    },
-    "Qwen3-0.6B": {
-        "tokenizer": LLAMA,
-        "model_type": "qwen3",
-        "hidden_size": 1024,
-        "intermediate_size": 3072,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 4096,
-        "tie_word_embeddings": True,
-    },
+    "26M, small vocabulary": {"tokenizer": BUNDLED, "model_type": "llama", **MIDDLE},
+    "Qwen3-0.6B": {"tokenizer": LLAMA, "model_type": "qwen3", **QWEN3},
 }
 TARGETS = {"q-and-v": ["q_proj", "v_proj"], "all-linear": "all-linear", "full": None}
 SPREAD = 0.1  # standard deviation of the embedding: losses differ from token to token, so a wrong mask shows
@@ -70,6 +58,15 @@ class Case:
     rank: int = 16
     alpha: int = 32
     rate: float = 2e-4
+
+    def lora(self) -> Any:
+        """PEFT's configuration of the same adapter; None where all of the model moves."""
+        from peft import LoraConfig
+
+        targets = TARGETS[self.targets]
+        if targets is None:
+            return None
+        return LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=targets, task_type="CAUSAL_LM")
 
     @staticmethod
     def read(work: Path) -> "Case":

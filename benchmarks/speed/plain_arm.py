@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.speed.case import TARGETS, Case, Tokens
+from benchmarks.speed.case import Case, Tokens
 from benchmarks.speed.frisket_arm import CHECKED, COMPUTE
 from benchmarks.speed.trl_arm import counts_of, mean_over_targets
 from benchmarks.speed.turns import Turns
@@ -49,15 +49,12 @@ def check(work: Path, compute: str) -> dict[str, Any]:
 def model_of(case: Case, work: Path) -> Any:
     """The case's model, with PEFT's LoRA unless all of it moves."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import get_peft_model
     from transformers import AutoModelForCausalLM
 
     model: Any = AutoModelForCausalLM.from_pretrained(str(work / "model"), dtype=torch.float32)
-    targets = TARGETS[case.targets]
-    if targets is None:
-        return model
-    lora = LoraConfig(r=case.rank, lora_alpha=case.alpha, target_modules=targets, task_type="CAUSAL_LM")
-    return get_peft_model(model, lora)
+    lora = case.lora()
+    return model if lora is None else get_peft_model(model, lora)
 
 
 def loss_of(model: Any, batch: dict[str, Any], compute: str) -> Any:

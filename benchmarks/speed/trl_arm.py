@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.case import TARGETS, Case, Tokens
+from benchmarks.speed.case import Case, Tokens
 from benchmarks.speed.frisket_arm import CHECKED
 from benchmarks.speed.turns import Turns
 
@@ -77,7 +77,6 @@ def counts_of(batch: dict[str, Any]) -> tuple[int, int]:
 def trainer_of(case: Case, work: Path, tokens: Tokens, settings: dict[str, Any], out: str) -> Any:
     """An ``SFTTrainer`` on the case's model."""
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
@@ -100,14 +99,12 @@ def trainer_of(case: Case, work: Path, tokens: Tokens, settings: dict[str, Any],
         disable_tqdm=True,
         **settings,
     )
-    targets = TARGETS[case.targets]
-    lora = LoraConfig(r=case.rank, lora_alpha=case.alpha, target_modules=targets, task_type="CAUSAL_LM")
     return SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(str(work / "model")),
         args=config,
         train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(str(work / "model")),
-        peft_config=None if targets is None else lora,
+        peft_config=case.lora(),
     )
 
 

@@ -45,10 +45,8 @@ HEADLINE_SHAPE, HEADLINE_TARGETS = "25M", ("q-and-v", "all-linear")
 
 def prepare(folder: Path, shape: str, targets: str, work: Path) -> tuple[Case, Tokens]:
     """Write model, samples, tokens and case into the work folder."""
-    lines = (folder / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()[:SAMPLES]
-    problems = [json.loads(line) for line in lines]
-    pairs = [{"prompt": f"{each['question']}\n", "completion": each["answer"]} for each in problems]
-    (work / "samples.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+    pairs = pairs_of(folder)[:SAMPLES]
+    write_samples(pairs, work)
     write_model(shape, folder, work / "model")
     tokens = tokens_of(Case(shape, targets, len(pairs), BATCH, 4096), work)
     tokens.write(work)
@@ -56,6 +54,18 @@ def prepare(folder: Path, shape: str, targets: str, work: Path) -> tuple[Case, T
     case = Case(shape, targets, len(pairs), BATCH, step)
     case.write(work)
     return case, tokens
+
+
+def pairs_of(folder: Path) -> list[dict[str, str]]:
+    """All problems as prompt and completion."""
+    lines = (folder / "gsm8k_train.jsonl").read_text(encoding="utf-8").splitlines()
+    problems = [json.loads(line) for line in lines]
+    return [{"prompt": f"{each['question']}\n", "completion": each["answer"]} for each in problems]
+
+
+def write_samples(pairs: list[dict[str, str]], work: Path) -> None:
+    """The file that every arm reads."""
+    (work / "samples.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
 
 
 def write_model(shape: str, folder: Path, place: Path) -> None:

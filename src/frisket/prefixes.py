@@ -6,14 +6,20 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Int64
 
+AT_ONCE = 4096  # so many sequences are held in memory whole; of more only the next block of tokens
+BLOCK = 16  # tokens
+
 
 def sort_by_prefix(
     ids: Seq[np.ndarray],
 ) -> tuple[Int64[np.ndarray, "sample"], Int64[np.ndarray, "sample"]]:
     """Sort samples so that those with a common beginning lie side by side; equal ones keep their order.
 
+    Memory grows with the number of samples, not with their tokens: while more than 4,096 agree, they are compared by
+    16 tokens at a time.
+
     Args:
-        ids: token ids of each sample.
+        ids: token ids of each sample, below 2^32 - 1; read more than once where many samples agree.
 
     Returns:
         The order, and for each place in it the number of tokens shared with the sample before (0 for the first).
@@ -22,10 +28,20 @@ def sort_by_prefix(
     >>> order.tolist(), shared.tolist()
     ([1, 2, 0], [0, 0, 2])
     """
-    keys = [np.asarray(tokens).astype(">u4").tobytes() for tokens in ids]
-    order = sorted(range(len(keys)), key=keys.__getitem__)
-    shared = [0, *(_common(keys[a], keys[b]) // 4 for a, b in pairwise(order))]
-    return np.array(order, dtype=np.int64), np.array(shared[: len(order)], dtype=np.int64)
+    order, shared = np.arange(len(ids)), np.zeros(len(ids), dtype=np.int64)
+    agreeing = [(0, len(ids), 0)]  # stretches of the order whose samples agree in so many tokens
+    while agreeing:
+        low, high, depth = agreeing.pop()
+        members = order[low:high]
+        if high - low > AT_ONCE:
+            places, common, is_open = _by_block(ids, members, depth)
+            edges = np.flatnonzero(np.concatenate([[True], ~is_open[1:], [True]]))
+            agreeing += [(low + int(a), low + int(b), depth + BLOCK) for a, b in pairwise(edges) if b - a > 1]
+        else:
+            places, common = _by_whole(ids, members, depth)
+        order[low:high] = members[places]
+        shared[low + 1 : high] = depth + common[1:]
+    return order, shared
 
 
 def distinct_tokens(ids: Seq[np.ndarray]) -> int:
@@ -35,6 +51,29 @@ def distinct_tokens(ids: Seq[np.ndarray]) -> int:
     5
     """
     return sum(len(tokens) for tokens in ids) - int(sort_by_prefix(ids)[1].sum())
+
+
+def _by_block(ids: Seq[np.ndarray], members: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Order by the tokens of one block, what each shares there with the one before, and whether it may share more."""
+    block = np.zeros((len(members), BLOCK), dtype=">u4")
+    for row, member in enumerate(members.tolist()):
+        own = ids[member][depth : depth + BLOCK]
+        block[row, : len(own)] = own + np.uint32(1)  # so that an end comes before every token
+    order = np.argsort(block.view(f"V{4 * BLOCK}")[:, 0], kind="stable")
+    block = block[order]
+    differs = block[1:] != block[:-1]
+    is_equal = ~differs.any(axis=1)
+    ends = np.minimum((block != 0).sum(1)[1:], (block != 0).sum(1)[:-1])
+    common = np.where(is_equal, ends, differs.argmax(axis=1))
+    return order, np.append(0, common), np.append(False, is_equal & (ends == BLOCK))
+
+
+def _by_whole(ids: Seq[np.ndarray], members: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Order by all tokens from a depth on, and what each shares there with the one before."""
+    keys = [np.asarray(ids[member][depth:]).astype(">u4").tobytes() for member in members.tolist()]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    common = [0, *(_common(keys[a], keys[b]) // 4 for a, b in pairwise(order))]
+    return np.array(order, dtype=np.int64), np.array(common[: len(order)], dtype=np.int64)
 
 
 def _common(a: bytes, b: bytes) -> int:

@@ -5,6 +5,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
+_NOT_MATHEMATICS = ("seconds", "loader_seconds", "total_steps")
+
 
 @dataclass(frozen=True)
 class StepRecord:
@@ -23,6 +25,7 @@ class StepRecord:
         supervised_tokens: predictions with weight != 0.
         seconds: wall time of the step.
         skipped: gradients that were not finite in fp16 and were computed again with a smaller loss scale.
+        loader_seconds: host time within the step that went into samples and rows; on an accelerator, while it computed.
     """
 
     step: int
@@ -37,10 +40,11 @@ class StepRecord:
     supervised_tokens: int
     seconds: float
     skipped: int = 0
+    loader_seconds: float = 0.0
 
     def mathematics(self) -> dict:
         """What the mathematics decides: the same on every repetition (``metrics.jsonl``)."""
-        return {name: value for name, value in asdict(self).items() if name not in ("seconds", "total_steps")}
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_MATHEMATICS}
 
 
 class Watcher(Protocol):

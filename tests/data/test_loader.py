@@ -1,12 +1,13 @@
 """The order of a run: families, steps, resume; a pure function of the data, the seed and the step size."""
 
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frisket import prefixes
 from frisket.data.loader import FILL, SHARED_TOKENS, Order, find_families, make_order, sample_hash
 
 
@@ -16,7 +17,11 @@ def after(prefix, *rest):
 
 
 def families_of(ids, step_tokens):
-    return [family.tolist() for family in find_families(ids, np.arange(len(ids)), step_tokens)]
+    return [family.tolist() for family in find_families(ids, lengths_of(ids), np.arange(len(ids)), step_tokens)]
+
+
+def lengths_of(ids):
+    return np.array([len(own) for own in ids], dtype=np.int64)
 
 
 HEADER = list(range(1000, 1100))
@@ -102,7 +107,14 @@ def common(a, b):
 def order_of(ids, *, step_tokens=500, seed=0, weights=(1.0,), sources=None, keep=True):
     sources = np.zeros(len(ids), dtype=np.int64) if sources is None else np.asarray(sources)
     return make_order(
-        ids, np.arange(len(ids)), sources, weights, step_tokens=step_tokens, seed=seed, keep_families=keep
+        ids,
+        lengths_of(ids),
+        np.arange(len(ids)),
+        sources,
+        weights,
+        step_tokens=step_tokens,
+        seed=seed,
+        keep_families=keep,
     )
 
 
@@ -215,3 +227,15 @@ def test_the_hash_chains_steps_and_sees_their_order():
 def test_ranks_and_arrangements_are_no_part_of_it():
     decided_by = {name for name, field in Order.__dataclass_fields__.items() if field.compare}
     assert decided_by == {"families", "lengths", "repeats", "step_tokens", "seed"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(tree=trees, at_once=st.integers(1, 6))
+def test_sorting_by_blocks_is_sorting_by_all_tokens(tree, at_once):
+    """Beyond so many samples blocks of tokens are compared; by hand: sorted tuples, and what neighbours share."""
+    ids = samples_of(tree) * 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefixes, "AT_ONCE", at_once)
+        order, shared = prefixes.sort_by_prefix(ids)
+    assert order.tolist() == sorted(range(len(ids)), key=lambda i: tuple(ids[i].tolist()))
+    assert shared.tolist() == [0, *(common(ids[a], ids[b]) for a, b in pairwise(order))]

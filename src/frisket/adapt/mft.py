@@ -158,10 +158,9 @@ def switched_on(magnitudes: Tensor, keep: float) -> Tensor:
     if not off or flat.is_meta:
         return torch.ones_like(magnitudes, dtype=torch.bool)
     threshold = flat.float().kthvalue(off).values if flat.element_size() == 2 else flat.kthvalue(off).values
-    mask = flat > threshold
-    equal = (flat == threshold).nonzero()[:, 0]
-    mask[equal[off - int((flat < threshold).sum()) :]] = True
-    return mask.view_as(magnitudes)
+    equal = flat == threshold
+    is_later = equal.cumsum(0, dtype=torch.int32) > off - (flat < threshold).sum()
+    return ((flat > threshold) | (equal & is_later)).view_as(magnitudes)
 
 
 class _Switch(nn.Module):

@@ -327,6 +327,8 @@ def _times(summary: Mapping) -> str:
     own = resumed["seconds"] if resumed else seconds.get("steps")
     if own is not None:
         parts.append(f"{duration(own)} in {resumed['steps'] if resumed else summary['steps']:,} steps")
+    if "loader" in seconds:
+        parts.append(f"{duration(seconds['loader'])} of them laying out samples")
     told = duration(seconds["total"]) + (f" since the resume at step {resumed['step']:,}" if resumed else "")
     told += f" ({', '.join(parts)})" if parts else ""
     return f"{told}; all {summary['steps']:,} steps {duration(seconds['steps'])}" if resumed else told

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar, overload
 
 import numpy as np
@@ -36,7 +37,7 @@ class Pieces:
     bos: Int64[np.ndarray, "sample"]
     part: Int64[np.ndarray, "sample"]
 
-    @property
+    @cached_property
     def lengths(self) -> Int64[np.ndarray, "sample"]:
         """Tokens of each sample."""
         return self.stop - self.start + (self.bos >= 0)
@@ -144,8 +145,22 @@ class Dataset:
 
     @property
     def token_ids(self) -> Seq[np.ndarray]:
-        """Token ids of each sample, as views of the stores where no beginning token is put before it."""
-        return Made(len(self), self._token_ids)
+        """Token ids of each sample, as views of the stores where no beginning token is put before it.
+
+        However many are read, pages of the stores are given back as in ``walk``.
+        """
+        seen = 0
+
+        def make(index: int) -> np.ndarray:
+            nonlocal seen
+            ids = self._token_ids(index)
+            seen += len(ids)
+            if seen >= WALKED_TOKENS:
+                self.release()
+                seen = 0
+            return ids
+
+        return Made(len(self), make)
 
     def place(self, index: int) -> str:
         """``file:line`` of a sample."""

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from frisket.adapt.roots import root_of
 from frisket.hf.attention import Layout, Prefixed, prepare
+from frisket.transfer import to_device
 from frisket.types import ROOT, Leaf, Rows
 
 Model = PreTrainedModel  # so that callers outside hf/ can name it
@@ -32,7 +33,7 @@ def hidden_states(
         embeddings: [row, token, hidden] input vectors in place of the token ids' own.
     """
     root = root_of(model)
-    ids = torch.from_numpy(rows.input_ids).to(model.device)
+    ids = to_device(rows.input_ids, model.device)
     if root is None:
         inputs = (
             {"input_ids": ids}
@@ -59,7 +60,7 @@ def _through(
 ) -> Float[Tensor, "row token hidden"]:
     out = backbone_of(model)(
         **inputs,
-        position_ids=torch.from_numpy(rows.position_ids).to(model.device),
+        position_ids=to_device(rows.position_ids, model.device),
         attention_mask=None,
         use_cache=False,
         rows=layout,

@@ -204,7 +204,7 @@ def summarise(
             "computed_tokens_per_second": round(totals.tokens["computed"] / train_seconds, 1),
             "supervised_tokens_per_second": round(totals.tokens["supervised"] / train_seconds, 1),
         },
-        "seconds": {**seconds, "steps": round(totals.seconds, 3)},
+        "seconds": {**seconds, "steps": round(totals.seconds, 3), "loader": round(totals.loader_seconds, 3)},
         "checks": checks,
         "artifacts": {**artifacts, "report": "report.html", "card": "README.md"},
         "examples": measured.get("examples", []),

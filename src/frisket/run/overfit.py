@@ -31,7 +31,7 @@ def explain(prepared: Prepared, loaded: "Loaded", totals: Totals) -> Verdict:
     moves.
     """
     loss = totals.last.loss if totals.last else math.inf
-    count = sum(len(family) for family in prepared.order.families)
+    count = len(prepared.order.families.flat)
     samples, steps = counted(count, "sample"), counted(totals.step, "step")
     if loss < GOOD_LOSS:
         return Verdict(True, f"{samples} learned to a loss of {loss:.3f} in {steps}")
@@ -66,12 +66,11 @@ def lowest_loss(prepared: Prepared) -> float:
     Two samples that agree up to a token and differ there give that context two targets.
     """
     targets: dict[bytes, dict[int, float]] = defaultdict(lambda: defaultdict(float))
-    for family in prepared.order.families:
-        for index in family:
-            sequence, weights = prepared.weighted(int(index))
-            ids = sequence.input_ids
-            for place in weights.nonzero()[0]:
-                targets[ids[:place].tobytes()][int(ids[place])] += float(weights[place])
+    for index in prepared.order.families.flat:
+        sequence, weights = prepared.weighted(int(index))
+        ids = sequence.input_ids
+        for place in weights.nonzero()[0]:
+            targets[ids[:place].tobytes()][int(ids[place])] += float(weights[place])
     total = lowest = 0.0
     for counts in targets.values():
         weight = sum(counts.values())

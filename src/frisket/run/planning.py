@@ -229,7 +229,7 @@ def make_plan(recipe: Recipe, *, watcher: Watcher, page: Path | None = None) -> 
     plan = Plan(
         recipe,
         prepared.total_steps,
-        sum(len(family) for family in prepared.order.families),
+        len(prepared.order.families.flat),
         len(prepared.dataset.held_out),
         tuple(prepared.dataset.dropped),
         tuple(notices.notices(prepared)),

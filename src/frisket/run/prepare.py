@@ -166,6 +166,7 @@ def prepare(
     auto = rates.Settled(step, rates.peak_rate(recipe, config.get_text_config().hidden_size, steps))
     recipe = auto.applied(recipe)
     laying, why = laying_of(recipe, config, dataset, order, _loss(recipe, watcher, plain=overfit is not None))
+    dataset.release()
     return Prepared(
         recipe, config, tokenizer, template, dataset, order, laying, why, steps, teaching, ledgers, context, auto, added
     )
@@ -214,6 +215,7 @@ def _order(recipe: Recipe, dataset: Dataset, train: np.ndarray, *, in_one_step: 
     step = rates.whole_step(int(lengths.sum())) if in_one_step else rates.step_size(recipe, epoch_tokens)
     order = make_order(
         dataset.token_ids,
+        dataset.lengths,
         train,
         dataset.source_of,
         weights,

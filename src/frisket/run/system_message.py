@@ -55,7 +55,7 @@ def shared_system(prepared: Prepared) -> dict[str, Any] | None:
 
     Only token ids are stored, so the text is decoded, and given only where it renders to the same ids again.
     """
-    train = np.concatenate(prepared.order.families)
+    train = prepared.order.families.flat
     few = train[np.linspace(0, len(train) - 1, min(len(train), _LOOKED_AT)).astype(int)]
     if _most(prepared, few)[1] < _MOST / 2 * len(few):
         return None

@@ -276,7 +276,7 @@ def _warn_of_rows(prepared: Prepared, watcher: Watcher) -> None:
 def check_before(prepared: Prepared, loaded: Loaded, watcher: Watcher) -> Checks:
     """Seam, conformance, isolation, on samples of the first step."""
     first = next(iter(prepared.order.steps())).samples
-    members = first if len(first) > 1 else np.concatenate(prepared.order.families)
+    members = first if len(first) > 1 else prepared.order.families.flat
     samples = [prepared.dataset[int(i)] for i in members[:64]]
     with refused_by_name(prepared.recipe.adapt, loaded.compute):
         checks = check_model(loaded.model, samples, prepared.laying)

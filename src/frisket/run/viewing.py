@@ -141,7 +141,7 @@ def sample_rows(
         compare: policies whose weights are shown beside the recipe's own.
     """
     chosen = _first_samples(prepared, samples, tokens)
-    total = sum(len(family) for family in prepared.order.families)
+    total = len(prepared.order.families.flat)
     pieces = pieces_of(prepared.tokenizer)
     views = [view for step in chosen for view in row_views(prepared, step, compare, pieces)]
     shown = len({index for step in chosen for index in step})

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from frisket.transfer import to_device
 from frisket.types import Predictions
 
 
@@ -133,7 +134,7 @@ def token_losses(
 
 def _on(predictions: Predictions, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     arrays = (predictions.position, predictions.target_ids, predictions.weights)
-    position, target_ids, weights = (torch.from_numpy(array).to(device) for array in arrays)
+    position, target_ids, weights = (to_device(array, device) for array in arrays)
     return position, target_ids, weights
 
 

@@ -73,6 +73,7 @@ class Totals:
     index: int = -1
     samples: str = ""
     seconds: float = 0.0
+    loader_seconds: float = 0.0  # since the start or resume
     tokens: dict[str, int] = field(default_factory=lambda: {"flat": 0, "computed": 0, "supervised": 0})
     last: StepRecord | None = None
 
@@ -91,34 +92,15 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
     totals = Totals()
     if start is not None:
         _check_same_samples(run, start)
-        totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, dict(start.tokens))
+        totals = Totals(start.step, start.epoch, start.index, start.samples, start.seconds, tokens=dict(start.tokens))
     run.attached.begin(run.total_steps)
     with _Record(run.out, totals.step, run.tracker) as record, _finishing_the_step() as is_interrupted:
-        for step in run.order.steps(None if start is None else (start.epoch, start.index)):
-            if totals.step >= run.total_steps or run.stops(totals.step):
-                break
-            began = time.perf_counter()
-            laid = lay_out([run.weighted(i) for i in step.samples], run.laying, run.normaliser)
-            number = totals.step + 1
-            rate = rate_at(number, run.total_steps, run.rate, run.settings)
-            moved = run_step(run.model, run.attached, run.optimizer, laid, run.laying, number=number, rate=rate)
-            seconds = time.perf_counter() - began
-            _add(totals, step, laid, seconds)
-            totals.last = StepRecord(
-                number,
-                run.total_steps,
-                step.epoch + (step.index + 1) / step.of,
-                moved.loss,
-                laid.divisor,
-                rate,
-                moved.norm,
-                laid.flat_tokens,
-                laid.computed_tokens,
-                laid.supervised_tokens,
-                seconds,
-                moved.skipped,
-            )
+        loader = _Loader(run, None if start is None else (start.epoch, start.index), run.total_steps - totals.step)
+        while totals.step < run.total_steps and not run.stops(totals.step):
+            step, laid, totals.last = _taken(run, loader, totals.step + 1)
+            _add(totals, step, laid, totals.last)
             record(totals.last)
+            number = totals.step
             if run.evaluate_steps and number % run.evaluate_steps == 0 and number < run.total_steps:
                 run.evaluate(number)
             is_over = run.enough(totals.last) or run.stops(number)
@@ -134,6 +116,76 @@ def run_loop(run: Run, start: checkpoint.State | None = None) -> Totals:
                 raise KeyboardInterrupt
     save(run, totals)
     return totals
+
+
+def _taken(run: Run, loader: "_Loader", number: int) -> tuple[Step, StepInput, StepRecord]:
+    """Take one step."""
+    began = time.perf_counter()
+    step, laid = loader.take()
+    rate = rate_at(number, run.total_steps, run.rate, run.settings)
+    moved = run_step(
+        run.model,
+        run.attached,
+        run.optimizer,
+        laid,
+        run.laying,
+        number=number,
+        rate=rate,
+        meanwhile=loader.prefetch,
+    )
+    record = StepRecord(
+        number,
+        run.total_steps,
+        step.epoch + (step.index + 1) / step.of,
+        moved.loss,
+        laid.divisor,
+        rate,
+        moved.norm,
+        laid.flat_tokens,
+        laid.computed_tokens,
+        laid.supervised_tokens,
+        time.perf_counter() - began,
+        moved.skipped,
+        loader.seconds(),
+    )
+    return step, laid, record
+
+
+class _Loader:
+    """Lays out the steps of a run, the next one while the device computes this one.
+
+    Args:
+        after: (epoch, index) of the step before the first; None for the beginning.
+        left: steps that will be taken at most.
+    """
+
+    def __init__(self, run: Run, after: tuple[int, int] | None, left: int) -> None:
+        self._run, self._steps, self._left = run, run.order.steps(after), left
+        self._next: tuple[Step, StepInput] | None = None
+        self._seconds = 0.0
+
+    def take(self) -> tuple[Step, StepInput]:
+        """The next step."""
+        self.prefetch()
+        assert self._next is not None, "a step beyond the last"
+        taken, self._next = self._next, None
+        return taken
+
+    def prefetch(self) -> None:
+        """Lay out the next step, unless that is done or there is none."""
+        if self._next is not None or not self._left:
+            return
+        began = time.perf_counter()
+        step = next(self._steps)
+        samples = [self._run.weighted(i) for i in step.samples]
+        self._next = step, lay_out(samples, self._run.laying, self._run.normaliser)
+        self._left -= 1
+        self._seconds += time.perf_counter() - began
+
+    def seconds(self) -> float:
+        """Host seconds spent since the last call; on a CPU no step computes meanwhile."""
+        seconds, self._seconds = self._seconds, 0.0
+        return seconds
 
 
 @contextmanager
@@ -173,17 +225,15 @@ def save(run: Run, totals: Totals) -> Path:
     return checkpoint.save(run.out, state, run.optimizer.moving(), run.optimizer.state(), run.settings.keep)
 
 
-def _add(totals: Totals, step: Step, laid: StepInput, seconds: float) -> None:
+def _add(totals: Totals, step: Step, laid: StepInput, record: StepRecord) -> None:
     totals.step += 1
     totals.epoch, totals.index = step.epoch, step.index
     totals.samples = sample_hash(laid.sample_ids, totals.samples)
-    totals.seconds += seconds
-    for name, count in (
-        ("flat", laid.flat_tokens),
-        ("computed", laid.computed_tokens),
-        ("supervised", laid.supervised_tokens),
-    ):
-        totals.tokens[name] += count
+    totals.seconds += record.seconds
+    totals.loader_seconds += record.loader_seconds
+    totals.tokens["flat"] += record.flat_tokens
+    totals.tokens["computed"] += record.computed_tokens
+    totals.tokens["supervised"] += record.supervised_tokens
 
 
 def _check_same_samples(run: Run, start: checkpoint.State) -> None:
@@ -243,6 +293,7 @@ class _Record:
         timing = {
             "step": record.step,
             "seconds": round(record.seconds, 4),
+            "loader_seconds": round(record.loader_seconds, 4),
             "real_tokens_per_second": round(record.flat_tokens / record.seconds, 1),
         }
         self._files["timings"].write(json.dumps(timing) + "\n")

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from frisket.adapt.base import Attached, Moment
@@ -86,20 +87,21 @@ class Optimizer:
                 master.grad.add_(parameter.grad)
             parameter.grad = None
 
-    def clip(self) -> float:
-        """Divide the loss's scale out of the step's gradient, and clip it.
-
-        Returns:
-            Its norm before clipping; not finite where an entry is not.
-        """
-        grads = [master.grad for master in self.masters.values() if master.grad is not None]
+    def norm(self) -> Float[Tensor, ""]:
+        """Divide the loss's scale out of the step's gradient, and return its norm; not finite where an entry is not."""
+        grads = self._gradients()
         if self.scale is not None:
             torch._foreach_div_(grads, self.scale.factor)  # pyright: ignore[reportPrivateImportUsage]
-        norm = float(torch.nn.utils.get_total_norm(grads))
+        return torch.nn.utils.get_total_norm(grads)
+
+    def clip(self, norm: float) -> None:
+        """Scale the step's gradient of that norm down to the limit, if it is larger."""
         limit = self._settings.clip
         if limit and norm > limit and math.isfinite(norm):
-            torch._foreach_mul_(grads, limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
-        return norm
+            torch._foreach_mul_(self._gradients(), limit / (norm + 1e-6))  # pyright: ignore[reportPrivateImportUsage]
+
+    def _gradients(self) -> list[Tensor]:
+        return [master.grad for master in self.masters.values() if master.grad is not None]
 
     @torch.no_grad()
     def to_gradient_point(self) -> None:

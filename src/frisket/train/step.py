@@ -1,12 +1,14 @@
 """One optimizer step: rows, predictions, summed loss, one division, one move."""
 
 import math
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from frisket.adapt.base import Attached
 from frisket.attend.pack import Arrangement, pack
@@ -95,21 +97,36 @@ class Moved(NamedTuple):
 
 
 def run_step(
-    model: Model, attached: Attached, optimizer: Optimizer, step: StepInput, laying: Laying, *, number: int, rate: float
+    model: Model,
+    attached: Attached,
+    optimizer: Optimizer,
+    step: StepInput,
+    laying: Laying,
+    *,
+    number: int,
+    rate: float,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Moved:
     """Move the weights once.
+
+    The host reads from the device once, when all forwards and backwards are queued.
+
+    Args:
+        meanwhile: host work that is done before that read, while the device computes.
 
     Raises:
         CheckError: the loss or the gradient is not finite; nothing has moved.
     """
     optimizer.to_gradient_point()
-    loss, norm = _gradient(model, attached, optimizer, step, laying)
+    told = _gradient(model, attached, optimizer, step, laying)
+    meanwhile()
+    loss, norm = _read(*told)
     skipped = 0
     while optimizer.scale is not None and math.isfinite(loss) and not math.isfinite(norm):
         optimizer.clear()
         optimizer.scale.lower(number)
         skipped += 1
-        loss, norm = _gradient(model, attached, optimizer, step, laying)
+        loss, norm = _read(*_gradient(model, attached, optimizer, step, laying))
     if not (math.isfinite(norm) and math.isfinite(loss)):
         optimizer.clear()
         optimizer.write_back()
@@ -118,6 +135,7 @@ def run_step(
             f"Its samples: {', '.join(step.sample_ids[:5])}{' …' if len(step.sample_ids) > 5 else ''}.\n"
             "Start again with another --out and a lower train.learning_rate, or train.compute=fp32."
         )
+    optimizer.clip(norm)
     attached.before_update()
     optimizer.update(rate)
     attached.after_update(number)
@@ -127,24 +145,30 @@ def run_step(
 
 def _gradient(
     model: Model, attached: Attached, optimizer: Optimizer, step: StepInput, laying: Laying
-) -> tuple[float, float]:
-    """Loss and gradient norm of a step; the gradient is left clipped in the optimizer's buffers.
+) -> tuple[list[Tensor], Tensor]:
+    """Queue a step's gradient into the optimizer's buffers: the loss of each micro-batch, and the norm, on the device.
 
     In fp16 the methods' ``after_backward`` sees scaled gradients.
     """
     scale = 1.0 if optimizer.scale is None else optimizer.scale.factor
-    loss = torch.zeros((), dtype=torch.float64)
+    losses = []
     for index, micro_batch in enumerate(step.micro_batches):
         part = micro_batch_loss(model, attached, micro_batch, laying) / step.divisor
         penalty = attached.penalty() if index == 0 else None
         ((part if penalty is None else part + penalty) * scale).backward()
-        loss += part.detach().double().cpu()
+        losses.append(part.detach())
         attached.after_backward(index)
         optimizer.accumulate()
-    return float(loss), optimizer.clip()
+    return losses, optimizer.norm()
 
 
-def micro_batch_loss(model: Model, attached: Attached, micro_batch: MicroBatch, laying: Laying) -> torch.Tensor:
+def _read(losses: list[Tensor], norm: Tensor) -> tuple[float, float]:
+    """Loss and norm as numbers, in one read."""
+    *parts, size = torch.stack([*losses, norm]).tolist()
+    return sum(parts), size
+
+
+def micro_batch_loss(model: Model, attached: Attached, micro_batch: MicroBatch, laying: Laying) -> Tensor:
     """Summed loss of a micro-batch, the method's own included."""
     hidden = hidden_states(model, micro_batch.rows, laying.backend)
     loss = summed_loss(hidden, micro_batch.predictions, head_of(model), laying.chunk_tokens, laying.loss)

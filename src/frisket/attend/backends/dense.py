@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from frisket.attend.backends.matmul import Knobs, masked_attention
 from frisket.attend.reference import visible
+from frisket.transfer import to_device
 from frisket.types import Rows
 
 
@@ -31,11 +33,9 @@ class DenseLayout:
 
     def _mask(self, window: int | None) -> Tensor:
         if window not in self._masks:
-            seen = torch.stack(
-                [torch.from_numpy(visible(self.rows, row, window)) for row in range(len(self.rows.input_ids))]
-            )
-            nothing = ~seen.any(-1, keepdim=True)  # padding sees itself, so that no softmax is empty
-            self._masks[window] = (seen | (nothing & torch.eye(seen.shape[-1], dtype=torch.bool))).to(self.device)
+            seen = np.stack([visible(self.rows, row, window) for row in range(len(self.rows.input_ids))])
+            nothing = ~seen.any(-1, keepdims=True)  # padding sees itself, so that no softmax is empty
+            self._masks[window] = to_device(seen | (nothing & np.eye(seen.shape[-1], dtype=bool)), self.device)
         return self._masks[window][:, None, None]
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from frisket.attend.intervals import Runs, runs_of
+from frisket.transfer import to_device
 from frisket.types import Rows
 
 LIKE_LENGTH = 0.8  # shortest over longest run of a group
@@ -128,8 +129,8 @@ def group_runs(rows: Rows, device: torch.device) -> Grouping:
         groups.append(_group(index, is_real, [fronts[run] for run in members], device))
     in_order = len(groups) == 1 and used == back.size and bool((back == np.arange(used)).all())
     in_order = in_order and not spans and groups[0].length == rows.segment_ids.shape[1]
-    places = torch.from_numpy(np.where(back < 0, used, back)).to(device)
-    return Grouping(tuple(groups), spans, places, torch.from_numpy(rows.position_ids.ravel()).to(device), in_order)
+    places = to_device(np.where(back < 0, used, back), device)
+    return Grouping(tuple(groups), spans, places, to_device(rows.position_ids.ravel(), device), in_order)
 
 
 def _fronts(runs: Runs, is_gathered: np.ndarray) -> list[np.ndarray]:
@@ -158,7 +159,7 @@ def _group(index: np.ndarray, is_real: np.ndarray, fronts: list[np.ndarray], dev
     front = np.zeros((count, prefix), dtype=np.int64)
     front[in_front] = np.concatenate(fronts)
     keys = np.concatenate([front, index], axis=1)
-    tensors = (torch.from_numpy(x).to(device) for x in (index.ravel(), keys.ravel(), is_real, in_front))
+    tensors = (to_device(x, device) for x in (index.ravel(), keys.ravel(), is_real, in_front))
     return Group(count, longest, prefix, *tensors)
 
 

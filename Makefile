@@ -8,7 +8,7 @@ PY := $(BIN)/python
 INSTALLED := $(BIN)/.frisket-installed
 READY := $(BIN)/.frisket-ready
 
-.PHONY: demo test check docs bench real-shape check-real clean
+.PHONY: demo test check docs bench bench-quick real-shape check-real clean
 
 # What frisket needs to run: all that the demo installs.
 $(INSTALLED): pyproject.toml constraints.txt
@@ -40,6 +40,9 @@ docs: $(READY)  ## the site, built strictly into site/: a dead link is an error
 
 bench: $(READY)  ## speed and memory beside TRL: make bench DATA=folder of gsm8k_train.jsonl and llama_tokenizer.model
 	$(PY) -m benchmarks.speed $(DATA)
+
+bench-quick: $(READY)  ## under a minute: names what became slower than the best committed ratios of this kind of machine
+	$(PY) -m benchmarks.speed.quick
 
 real-shape: $(READY)  ## three LoRA steps on a Qwen3-0.6B shape, beside plain transformers + PEFT
 	$(PY) benchmarks/real_shape.py

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from benchmarks.method_floors import Load, Rates, fastest, floor_of, gemm_rate
 from benchmarks.speed.case import MIDDLE
+from benchmarks.synthetic import sample
 from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
@@ -38,10 +39,10 @@ from frisket.hf.forward import Model
 from frisket.hf.load import cast_parameters, compute_type, empty_model, load_model, ready
 from frisket.hf.settings import ModelSettings
 from frisket.run.folder import environment, write_json
+from frisket.supervise.predictions import Weighted
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import Laying, StepInput, lay_out, run_step
-from frisket.types import Provenance, Sequence
 
 RESULTS, PAGE = Path(__file__).with_name("results") / "methods.json", Path("docs/speed.md")
 TOKENS, ROW_TOKENS, TURNS, RATE = 1024, 512, 5, 1e-5
@@ -87,17 +88,13 @@ def base_model(shape: str, *, wide: bool = False) -> Model:
     return ready(model)
 
 
-def samples(vocabulary: int) -> list[tuple[Sequence, np.ndarray]]:
+def samples(vocabulary: int) -> list[Weighted]:
     """``TOKENS`` random tokens in samples of 64 to 256, with the weights of a prompt and an answer of equal length."""
     rng = np.random.default_rng(0)
     made, left = [], TOKENS
     while left:
         size = min(left, int(rng.integers(64, 257)))
-        roles = np.full(size, Provenance.ASSISTANT, np.uint8)
-        ids = rng.integers(3, vocabulary, size).astype(np.int32)
-        zeros = np.zeros(size, np.int32)
-        sequence = Sequence(f"s{left}", 0, ids, roles, zeros, zeros.astype(np.uint32), np.full(size, np.nan))
-        made.append((sequence, (np.arange(size) >= size // 2).astype(float)))
+        made.append(sample(rng.integers(3, vocabulary, size).astype(np.int32), left))
         left -= size
     return made
 

@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,25 @@ HEADLINE_SHAPE, HEADLINE_TARGETS = "25M", ("q-and-v", "all-linear")
 
 
 def prepare(folder: Path, shape: str, targets: str, work: Path) -> tuple[Case, Tokens]:
-    """Write model, samples, tokens and case into the work folder."""
-    pairs = pairs_of(folder)[:SAMPLES]
+    """Write model, samples of the problems, tokens and case into the work folder."""
+    return prepare_pairs(pairs_of(folder), folder, shape, targets, work)
+
+
+def prepare_pairs(
+    given: list[dict[str, str]], folder: Path, shape: str, targets: str, work: Path, batch: int = BATCH
+) -> tuple[Case, Tokens]:
+    """Write model, samples, tokens and case into the work folder.
+
+    Args:
+        folder: where the tokenizer's file lies, if the shape has one of its own.
+    """
+    pairs = given[:SAMPLES]
     write_samples(pairs, work)
     write_model(shape, folder, work / "model")
-    tokens = tokens_of(Case(shape, targets, len(pairs), BATCH, 4096), work)
+    tokens = tokens_of(Case(shape, targets, len(pairs), batch, 4096), work)
     tokens.write(work)
-    step = round(BATCH * statistics.mean(map(len, tokens.ids)))
-    case = Case(shape, targets, len(pairs), BATCH, step)
+    step = round(batch * statistics.mean(map(len, tokens.ids)))
+    case = Case(shape, targets, len(pairs), batch, step)
     case.write(work)
     return case, tokens
 
@@ -109,6 +121,13 @@ def check(names: list[str], work: Path) -> dict[str, dict[str, Any]]:
         if told["digest"] != first["digest"] or far > TOLERANCE[compute_of(name)]:
             sys.exit(f"{name} does not train on what {names[0]} trains on: {told} beside {first}")
     return found
+
+
+def told_environment(compute: str) -> dict[str, Any]:
+    """Where it was measured, the other libraries' versions with it."""
+    kind = {"bf16": torch.bfloat16, "fp32": torch.float32}[compute]
+    others = {name: version(name) for name in ("trl", "peft", "accelerate", "datasets")}
+    return environment(torch.device("cpu"), kind, "") | others
 
 
 def compute_of(name: str) -> str:
@@ -233,7 +252,7 @@ def main() -> None:
                 profile.measure(prepare(given.folder, given.shape, targets, Path(folder))[0], Path(folder))
         return
     results = read_json(given.out) if given.out.exists() else {"cases": {}}
-    results["environment"] = environment(torch.device("cpu"), torch.bfloat16, "")
+    results["environment"] = told_environment("bf16")
     for targets in given.targets:
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)

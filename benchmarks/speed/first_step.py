@@ -18,12 +18,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-from benchmarks.speed.__main__ import BATCH, HEADLINE_SHAPE, pairs_of, write_model, write_samples
+from benchmarks.speed.__main__ import BATCH, HEADLINE_SHAPE, pairs_of, told_environment, write_model, write_samples
 from rich.console import Console
 from rich.table import Table
 
-from frisket.run.folder import environment, write_json
+from frisket.run.folder import write_json
 
 RESULTS = Path(__file__).parents[1] / "results" / "first-step.json"
 STEP_TOKENS = 1655  # of 8 problems in the mean
@@ -135,7 +134,7 @@ def measure(folder: Path, turns: int) -> dict[str, Any]:
             }
             for name, seconds in told.items()
         },
-        "environment": environment(torch.device("cpu"), torch.bfloat16, ""),
+        "environment": told_environment("bf16"),
     }
 
 

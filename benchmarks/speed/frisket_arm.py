@@ -26,7 +26,7 @@ def recipe_of(case: Case, work: Path, compute: str) -> dict[str, Any]:
             "compute": compute,
             "step_tokens": case.tokens,
             "learning_rate": case.rate,
-            "epochs": 1000,
+            "max_steps": 1_000_000,
             "schedule": "constant",
             "warmup": 0,
             "save_every": 0,
@@ -59,7 +59,9 @@ def run(work: Path, turns: Turns, compute: str) -> None:
         frisket.finetune(
             recipe_of(case, work, compute),
             out=Path(out) / "run",
-            on_step=lambda record: turns.step(record.flat_tokens, record.supervised_tokens, record.loss),
+            on_step=lambda record: turns.step(
+                record.flat_tokens, record.supervised_tokens, record.loss, record.loader_seconds
+            ),
         )
 
 

@@ -37,21 +37,24 @@ class Turns:
         self._tell(told)
         self._wait()
 
-    def step(self, tokens: int, taught: int, loss: float = 0.0) -> None:
+    def step(self, tokens: int, taught: int, loss: float = 0.0, loader_seconds: float = 0.0) -> None:
         """One optimizer step is done.
 
         Args:
             tokens: real ones, no padding.
             taught: targets.
             loss: mean over targets.
+            loader_seconds: of the step, what went into samples and rows, where it is known.
         """
         self._sums["tokens"] += tokens
         self._sums["taught"] += taught
         self._sums["losses"].append(loss)
+        self._sums["loader_seconds"] += loader_seconds
         self._left -= 1
         if not self._left:
             seconds = time.perf_counter() - self._begun
-            self._tell({**self._sums, "seconds": seconds, "extra_bytes": peak_bytes() - self._resident})
+            memory = {"extra_bytes": peak_bytes() - self._resident, "resident_bytes": resident_bytes()}
+            self._tell({**self._sums, "seconds": seconds, **memory})
             self._wait()
 
     def _tell(self, told: dict[str, Any]) -> None:
@@ -62,7 +65,7 @@ class Turns:
         if words[:1] != ["go"]:
             raise Stop(0)
         self._left = int(words[1])
-        self._sums = {"steps": self._left, "tokens": 0, "taught": 0, "losses": []}
+        self._sums = {"steps": self._left, "tokens": 0, "taught": 0, "losses": [], "loader_seconds": 0.0}
         self._begun = time.perf_counter()
 
 

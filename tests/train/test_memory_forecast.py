@@ -12,6 +12,7 @@ from frisket.recipe import load_recipe
 from frisket.run import memory
 from frisket.run.memory import forecast, foresee, spent
 from frisket.run.prepare import prepare
+from frisket.train import products
 from frisket.train.memory import KERNEL_BYTES, KERNELS, bound_kernels, peak_bytes
 from frisket.watch import Silent
 
@@ -175,4 +176,6 @@ def test_each_length_brings_kernels_and_a_mixture_soon_has_all(chats, monkeypatc
     few = _terms(forecast(prepared, 0), "train step")["kernels"]
     monkeypatch.setattr(memory.load, "is_mixture", lambda model: True)
     assert 0 < few < _terms(forecast(prepared, 0), "train step")["kernels"] == KERNELS * KERNEL_BYTES
+    assert "kernels" not in _terms(forecast(_prepared(chats, "train.compute=fp64"), 0), "train step")
+    monkeypatch.setattr(products, "is_exact", lambda: False)  # then torch's own library computes fp32
     assert "kernels" not in _terms(forecast(_prepared(chats, "train.compute=fp32"), 0), "train step")

@@ -39,6 +39,7 @@ from frisket.train.memory import (
 )
 from frisket.train.memory_trace import Trace, trace
 from frisket.train.optim import has_own_masters, state_bytes
+from frisket.train.products import by_onednn
 from frisket.train.step import StepInput, lay_out
 from frisket.watch import Watcher
 
@@ -113,6 +114,7 @@ class Forecast:
         return {"memory": peak and peak | told, "disk": [term._asdict() for term in self.disk]}
 
 
+@by_onednn()
 def forecast(prepared: Prepared, save_steps: int, *, free: float | None = None, held: int = 0) -> Forecast:
     """Predict the memory and the disk of a run, and choose what is recomputed.
 

@@ -44,8 +44,9 @@ from frisket.run.which import adapt_told
 from frisket.train import checkpoint
 from frisket.train.checks import Checks, check_model
 from frisket.train.loop import Run, run_loop
-from frisket.train.memory import bound_kernels, release
+from frisket.train.memory import release
 from frisket.train.optim import Optimizer
+from frisket.train.products import by_onednn
 from frisket.train.settings import TrainSettings
 from frisket.train.step import lay_out, micro_batch_loss
 from frisket.train.tracking import require, tracked
@@ -96,6 +97,7 @@ class Given:
 _NOTHING, _SILENT = Given(), Silent()
 
 
+@by_onednn()
 def train_one(
     recipe: Recipe, out: Path, found: folder.Found, given: Given, overfit: int | None, watcher: Watcher
 ) -> dict:
@@ -107,7 +109,8 @@ def train_one(
     began = time.perf_counter()
     settings = recipe.train
     require(settings.track)
-    _settle_machine(settings.threads)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     prepared = _prepared(_searched(recipe, out, given, watcher), given, overfit, watcher)
     prepared = replace(prepared, settled=prepared.settled.remembered(out))
     recipe = prepared.recipe
@@ -156,13 +159,6 @@ def train_one(
         folder.write_json(out / folder.SUMMARY, summary)
     _raise_if_not_fitted(verdict)
     return summary
-
-
-def _settle_machine(threads: int | None) -> None:
-    """What holds for the whole process."""
-    bound_kernels()
-    if threads:
-        torch.set_num_threads(threads)
 
 
 def _searched(recipe: Recipe, out: Path, given: Given, watcher: Watcher) -> Recipe:

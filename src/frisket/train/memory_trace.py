@@ -21,6 +21,7 @@ from frisket.hf.forward import Model, hidden_states
 from frisket.hf.heads import head_of
 from frisket.hf.load import decoder_layers
 from frisket.supervise.loss import LossRule, summed_loss
+from frisket.train.products import uses_onednn
 from frisket.types import MicroBatch
 
 _ATEN = torch.ops.aten
@@ -40,7 +41,7 @@ class Trace:
         forward: most that the forward holds at one time beyond what it keeps.
         loss: most that the loss holds beyond what the forward has kept: logits, their gradient, gradients of the head.
         backward: most that the backward holds beyond that, gradients of moving parameters included.
-        matmuls: different shapes of matmuls in 16 bits, forward and backward.
+        matmuls: different shapes of matmuls that oneDNN would compute on a CPU, forward and backward.
         forward_matmuls: of these, those of the forward alone.
     """
 
@@ -111,7 +112,7 @@ class _Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Mapping | None = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in _MATMULS and out.dtype.itemsize == 2:
+        if func in _MATMULS and uses_onednn(out.dtype):
             self.matmuls.add((func, *((a.shape, a.stride()) for a in args if isinstance(a, Tensor))))
         for made in tree_leaves(out):
             if isinstance(made, Tensor) and made.device.type == "meta":

@@ -3,7 +3,8 @@
     python -m benchmarks.gpu [--seconds 540] [--only NAME ...] [--out FILE] [--tiny]
 
 Random weights in bf16 from configurations that stand here, random tokens, LoRA of rank 16 on all linear layers; AdamW
-moves it. Rows of lengths drawn from those of tool-call conversations (their percentiles stand here) and rows of 4,096.
+moves it. Rows of lengths drawn from those of tool-call conversations (their percentiles stand here) and rows of 4,096,
+32,768 tokens a step; TRL has eight samples a step, its default, and is to be read beside frisket's row of as many.
 Every part says what it needs at most; one that no longer fits into the time is left out and named. MFU is what LoRA
 needs (`benchmarks/method_floors.py`) over the rate of the fastest matrix product of the same run. Idle is the share of
 a step in which no kernel ran. ``--tiny`` makes every shape small, so that all of it runs on a CPU in a test.
@@ -15,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from benchmarks.method_floors import Load, floor_of
 from benchmarks.synthetic import sample, samples
 from rich.console import Console
 from rich.table import Table
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -127,54 +130,77 @@ def lengths_of(kind: str, tokens: int, longest: int) -> list[int]:
 
 
 class Stepper:
-    """A model with LoRA, and one step."""
+    """A model with LoRA, which makes step after step; each is laid out while the one before is computed.
 
-    def __init__(self, bench: Bench, shape: str, given: list[Weighted], arrangement: str = "isolated") -> None:
-        self.bench = bench
+    Args:
+        steps: the samples of each, taken round and round.
+    """
+
+    def __init__(self, bench: Bench, shape: str, steps: list[list[Weighted]], arrangement: str = "isolated") -> None:
+        self.bench, self.steps = bench, cycle(steps)
+        given = steps[0]
         self.model = bench.model(shape)
         row = max(bench.size(ROW_TOKENS), *(len(sequence) for sequence, _ in given))
         chunk = chunk_of(self.model.config.vocab_size, bench.device)
         self.laying = Laying(arrangement, row, 1, "grouped", chunk)  # pyright: ignore[reportArgumentType]
         self.step: StepInput = lay_out(given, self.laying, "weights")
+        self.next = self.step
         method = Lora(method="lora", rank=16)
         self.attached = method.attach(self.model.train(), torch.Generator().manual_seed(0))
         kind = self.model.dtype
         self.optimizer = Optimizer(self.attached.parameters(), TrainSettings(), kind, (), self.attached)
         cast_parameters(self.model, kind)
         load = Load.of(self.model, [len(sequence) for sequence, _ in given], self.step.supervised_tokens, 1)
-        self.flops = floor_of(method, self.attached, load).flops
+        self.flops_a_token = floor_of(method, self.attached, load).flops / load.tokens
         self.number = 0
 
-    def __call__(self) -> None:
-        """Make the step."""
-        self.number += 1
-        run_step(self.model, self.attached, self.optimizer, self.step, self.laying, number=self.number, rate=1e-4)
+    def _lay_next(self) -> None:
+        self.next = lay_out(next(self.steps), self.laying, "weights")
 
-    def busy(self) -> float:
-        """Seconds of kernels in one step."""
-        kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self.bench.device.type == "cuda" else [])
-        with profile(activities=kinds) as seen:
+    def __call__(self) -> int:
+        """Make a step, and return its tokens."""
+        self.number += 1
+        step, own = self.next, (self.model, self.attached, self.optimizer)
+        run_step(*own, step, self.laying, number=self.number, rate=1e-4, meanwhile=self._lay_next)
+        return step.flat_tokens
+
+    def idle(self) -> float:
+        """Share of a step in which no kernel ran; on a CPU no operation."""
+        is_cpu = self.bench.device.type == "cpu"
+        with profile(activities=[ProfilerActivity.CPU] if is_cpu else [ProfilerActivity.CUDA]) as seen:
+            began = time.perf_counter()
             self()
             self.bench.wait()
-        own = "self_cpu_time_total" if self.bench.device.type == "cpu" else "self_device_time_total"
-        return sum(getattr(event, own) for event in seen.key_averages()) / 1e6
+            seconds = time.perf_counter() - began
+        events = [event for event in seen.key_averages() if is_cpu or event.device_type != DeviceType.CPU]
+        own = "self_cpu_time_total" if is_cpu else "self_device_time_total"
+        return 1 - sum(getattr(event, own) for event in events) / 1e6 / seconds
 
 
-def training(bench: Bench, shape: str, kind: str, rate: float) -> dict[str, Any]:
-    """Speed of frisket's step."""
+def training(bench: Bench, shape: str, kind: str, rate: float, count: int | None = None) -> dict[str, Any]:
+    """Speed of frisket's steps, from the third on.
+
+    Args:
+        count: samples of a step; without it a step has 32,768 tokens.
+    """
     row = bench.size(ROW_TOKENS)
-    given = samples(lengths_of(kind, bench.size(STEP_TOKENS), row), TINY["vocab_size"])
-    stepper = Stepper(bench, shape, given)
+    lengths = lengths_of(kind, TURNS * (bench.size(STEP_TOKENS) if count is None else count * row), row)
+    size = len(lengths) // TURNS if count is None else count
+    given = samples(lengths[: size * TURNS], TINY["vocab_size"])
+    stepper = Stepper(bench, shape, [given[i : i + size] for i in range(0, len(given), size)])
     for _ in range(2):
         stepper()
-    seconds = bench.seconds(stepper, TURNS)
+    bench.wait()
+    began = time.perf_counter()
+    tokens = sum(stepper() for _ in range(TURNS))
+    bench.wait()
+    seconds = time.perf_counter() - began
     peak = peak_bytes(bench.device)
-    busy = stepper.busy()
     return {
         "arm": "frisket",
-        "tokens_a_second": round(stepper.step.flat_tokens / seconds, 1),
-        "mfu": round(stepper.flops / seconds / rate, 3),
-        "idle": round(max(0.0, 1 - busy / seconds), 3),
+        "tokens_a_second": round(tokens / seconds, 1),
+        "mfu": round(stepper.flops_a_token * tokens / seconds / rate, 3),
+        "idle": round(stepper.idle(), 3),
         "peak_gib": round(peak / 2**30, 2),
     }
 
@@ -237,7 +263,7 @@ def forests(bench: Bench, shape: str) -> dict[str, Any]:
         given += [sample(whole[:stop], len(given) + n) for n, stop in enumerate(turns)]
     seconds = {}
     for arrangement in ("isolated", "forest"):
-        stepper = Stepper(bench, shape, given, arrangement)
+        stepper = Stepper(bench, shape, [given], arrangement)
         stepper()
         seconds[arrangement] = bench.seconds(stepper, 3)
         shares = stepper.step.flat_tokens / stepper.step.computed_tokens
@@ -293,6 +319,8 @@ def measured(bench: Bench, part: str, rate: float) -> Iterator[tuple[str, Any]]:
         for kind in KINDS:
             yield f"{part}, {kind}, frisket", training(bench, part, kind, rate)
             bench.forget()
+        yield f"{part}, {KINDS[0]}, frisket, 8 samples a step", training(bench, part, KINDS[0], rate, 8)
+        bench.forget()
         for name, settings in (("TRL default", {}), ("TRL by length, nothing recomputed", BEST)):
             yield f"{part}, {KINDS[0]}, {name}", beside(bench, part, KINDS[0], settings, name)
             bench.forget()

@@ -68,14 +68,20 @@ def start(name: str, work: Path) -> float:
         with (place / "log").open("w") as log:
             process = subprocess.Popen(words_of(name, work), cwd=place, env=own, stdout=log, stderr=log)
         mark = place / ("first-step" if name == TRL else "out/metrics.jsonl")
-        while not (mark.exists() and (name == TRL or mark.stat().st_size)):
-            if process.poll() is not None and not mark.exists():
+        while not is_done(mark, name):
+            has_ended = process.poll() is not None
+            if has_ended and not is_done(mark, name):
                 sys.exit(f"{name} ended without a step:\n{(place / 'log').read_text()[-3000:]}")
             time.sleep(0.01)
         seconds = time.perf_counter() - began
         process.kill()
         process.wait()
     return seconds
+
+
+def is_done(mark: Path, name: str) -> bool:
+    """Whether the file says that a step was made; frisket's is there, empty, before it."""
+    return mark.exists() and (name == TRL or mark.stat().st_size > 0)
 
 
 def words_of(name: str, work: Path) -> list[str]:

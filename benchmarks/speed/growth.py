@@ -2,9 +2,9 @@
 
 FOLDER holds gsm8k_train.jsonl and llama_tokenizer.model. Steady tokens a second and memory with so many samples in the
 token store (the problems, numbered so that no two are alike): a process each, by turns, which train on the same number
-of steps; with the share of a step that went into reading and laying out samples. The time of a step of 4,096 tokens cut
-into rows of one length, by turns over lengths: a + b * length fitted, of which b is attention's quadratic part. Seconds
-and fill of packing a million lengths of the problems. Results: benchmarks/results/growth.json.
+of steps; with the share of a step that went into reading and laying out samples. The time of forward and backward over
+4,096 tokens cut into rows of one length, by turns over lengths: a + b * length fitted, of which b is attention's
+quadratic part. Seconds and fill of packing a million lengths of the problems. Results: benchmarks/results/growth.json.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def _made(place: str, name: str) -> Path:
 
 
 def by_length(folder: Path, turns: int) -> dict[str, Any]:
-    """Seconds of a step of 4,096 tokens, by the length of its samples, each a row of its own."""
+    """Seconds of forward and backward over 4,096 tokens, by the length of the samples, each a row of its own."""
     with tempfile.TemporaryDirectory() as place:
         case, _ = prepare(folder, HEADLINE_SHAPE, TARGETS, Path(place))
         step_of = _stepping(case, Path(place))

@@ -133,7 +133,7 @@ def _growth(results: Mapping[str, Any]) -> Iterable[str]:
     rows, fit = results["row_length"], results["row_length"]["fit"]
     told += [
         "",
-        f"A step of {rows['tokens']:,} tokens in rows of one length takes {fit['seconds']:.2f} s and "
+        f"Forward and backward over {rows['tokens']:,} tokens in rows of one length take {fit['seconds']:.2f} s and "
         f"{fit['seconds_a_1000_tokens_of_length']:.2f} s for every thousand tokens of length: at {rows['tokens']:,} "
         f"attention's quadratic part is {rows['quadratic_share_of_the_longest']:.0%}.",
         "",

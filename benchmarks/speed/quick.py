@@ -29,7 +29,7 @@ from frisket.run.folder import machine, read_json, write_json
 RESULTS = Path(__file__).parents[1] / "results" / "quick.json"
 PLAIN = {"bf16": "transformers + PEFT, bf16", "fp32": "transformers + PEFT, fp32"}
 OWN = {"bf16": OURS, "fp32": "frisket, fp32"}
-TURNS, STEPS, FALL = 5, 5, 0.10
+TURNS, STEPS, FALL = 4, 4, 0.10
 BATCH = 64  # samples of a step: instructions are short
 
 

@@ -34,6 +34,7 @@ def sort_by_prefix(
         low, high, depth = agreeing.pop()
         members = order[low:high]
         if high - low > AT_ONCE:
+            depth = _agreed(ids, members, depth)
             places, common, is_open = _by_block(ids, members, depth)
             edges = np.flatnonzero(np.concatenate([[True], ~is_open[1:], [True]]))
             agreeing += [(low + int(a), low + int(b), depth + BLOCK) for a, b in pairwise(edges) if b - a > 1]
@@ -51,6 +52,19 @@ def distinct_tokens(ids: Seq[np.ndarray]) -> int:
     5
     """
     return sum(len(tokens) for tokens in ids) - int(sort_by_prefix(ids)[1].sum())
+
+
+def _agreed(ids: Seq[np.ndarray], members: np.ndarray, depth: int) -> int:
+    """How far all agree, if that is more than a block beyond ``depth``: a header that all share is passed at once."""
+    first = ids[int(members[0])]
+    common = len(first)
+    for member in members[1:].tolist():
+        own = ids[member][:common]
+        differs = own[depth:] != first[depth : len(own)]
+        common = depth + int(differs.argmax()) if differs.any() else len(own)
+        if common - depth < BLOCK:
+            return depth
+    return common
 
 
 def _by_block(ids: Seq[np.ndarray], members: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -229,6 +229,23 @@ def test_ranks_and_arrangements_are_no_part_of_it():
     assert decided_by == {"families", "lengths", "repeats", "step_tokens", "seed"}
 
 
+def test_a_header_that_all_share_is_passed_at_once(monkeypatch):
+    """Of 50 samples under 3,000 shared tokens each is read once for the header, not once for every 16 tokens."""
+    header, reads = [*range(3000)], []
+    ids = [after(header, n % 7, n) for n in range(50)]
+
+    class Counted(list):
+        def __getitem__(self, index):
+            reads.append(index)
+            return super().__getitem__(index)
+
+    monkeypatch.setattr(prefixes, "AT_ONCE", 10)
+    order, shared = prefixes.sort_by_prefix(Counted(ids))
+    assert order.tolist() == sorted(range(50), key=lambda i: tuple(ids[i].tolist()))
+    assert shared.tolist() == [0, *(common(ids[a], ids[b]) for a, b in pairwise(order))]
+    assert len(reads) < 4 * 50
+
+
 @settings(max_examples=60, deadline=None)
 @given(tree=trees, at_once=st.integers(1, 6))
 def test_sorting_by_blocks_is_sorting_by_all_tokens(tree, at_once):

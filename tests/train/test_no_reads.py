@@ -6,6 +6,7 @@ since attaching may read; of their steps the operations are counted that need va
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from tests.adapt.cases import CASES, OPTIONS, made, put
 from tests.models import samples, tiny
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from frisket.errors import DataError
 from frisket.hf.load import cast_parameters
 from frisket.train import step as step_module
+from frisket.train.loop import _Loader
 from frisket.train.optim import Optimizer
 from frisket.train.settings import TrainSettings
 from frisket.train.step import Laying, lay_out, run_step
@@ -113,3 +116,21 @@ def values_needed(name: str, number: int) -> list[str]:
     with Values() as seen:
         run_step(model, attached, optimizer, step, ISOLATED, number=number, rate=1e-3)
     return seen.found
+
+
+def test_what_is_wrong_with_the_next_step_does_not_cost_this_one():
+    """Found while a step is computed, an error is raised where its own step is taken."""
+
+    def weighted(index):
+        if index == 2:
+            raise DataError("sample 2")
+        return PAIRS[index]
+
+    order = SimpleNamespace(steps=lambda after: iter([SimpleNamespace(samples=[0, 1]), SimpleNamespace(samples=[2])]))
+    loader = _Loader(SimpleNamespace(order=order, weighted=weighted, laying=ISOLATED, normaliser="weights"), None, 2)
+    step, laid = loader.take()
+    assert step.samples == [0, 1]
+    assert laid.sample_ids == tuple(sequence.sample_id for sequence, _ in PAIRS[:2])
+    loader.prefetch()
+    with pytest.raises(DataError, match="sample 2"):
+        loader.take()

@@ -38,11 +38,39 @@ def test_the_setting_lasts_as_long_as_the_context():
     assert SETTING.fp32_precision == before
 
 
-def test_within_another_context_it_stays():
-    with by_onednn(), by_onednn():
-        inner = SETTING.fp32_precision
+def test_the_last_of_several_puts_it_back():
+    before = SETTING.fp32_precision
+    first, second = by_onednn(), by_onednn()
+    is_used = first.__enter__()
+    assert second.__enter__() == is_used
+    first.__exit__(None, None, None)
+    assert uses_onednn(torch.float32) == is_used  # two runs in threads need not end in order
+    second.__exit__(None, None, None)
+    assert SETTING.fp32_precision == before
+
+
+def test_a_probe_that_is_interrupted_leaves_nothing(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(products, "is_exact", interrupted)
+    before = SETTING.fp32_precision
+    if products._is_possible():
+        with pytest.raises(KeyboardInterrupt), by_onednn():
+            pass
+    assert SETTING.fp32_precision == before
+    monkeypatch.undo()
     with by_onednn():
-        assert SETTING.fp32_precision == inner
+        pass
+    assert SETTING.fp32_precision == before
+
+
+def test_the_probe_does_not_hang_on_torchs_defaults():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert is_exact()
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_where_products_are_rounded_it_is_not_used(monkeypatch):

@@ -161,14 +161,20 @@ class _Loader:
 
     def __init__(self, run: Run, after: tuple[int, int] | None, left: int) -> None:
         self._run, self._steps, self._left = run, run.order.steps(after), left
-        self._next: tuple[Step, StepInput] | None = None
+        self._next: tuple[Step, StepInput] | Exception | None = None
         self._seconds = 0.0
 
     def take(self) -> tuple[Step, StepInput]:
-        """The next step."""
+        """The next step.
+
+        Raises:
+            FrisketError: what was wrong with its samples; only now, so that the step before it is whole.
+        """
         self.prefetch()
         assert self._next is not None, "a step beyond the last"
         taken, self._next = self._next, None
+        if isinstance(taken, Exception):
+            raise taken
         return taken
 
     def prefetch(self) -> None:
@@ -176,9 +182,12 @@ class _Loader:
         if self._next is not None or not self._left:
             return
         began = time.perf_counter()
-        step = next(self._steps)
-        samples = [self._run.weighted(i) for i in step.samples]
-        self._next = step, lay_out(samples, self._run.laying, self._run.normaliser)
+        try:
+            step = next(self._steps)
+            samples = [self._run.weighted(i) for i in step.samples]
+            self._next = step, lay_out(samples, self._run.laying, self._run.normaliser)
+        except Exception as error:  # raised where the step is taken
+            self._next = error
         self._left -= 1
         self._seconds += time.perf_counter() - began
 

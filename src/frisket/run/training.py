@@ -111,8 +111,7 @@ def train_one(
     began = time.perf_counter()
     settings = recipe.train
     require(settings.track)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
     prepared = _prepared(_searched(recipe, out, given, watcher), given, overfit, watcher)
     prepared = replace(prepared, settled=prepared.settled.remembered(out))
     recipe = prepared.recipe
